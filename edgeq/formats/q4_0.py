@@ -1,0 +1,23 @@
+"""Q4_0: 4 bits, symmetric, one scale for 32 weights. 4.5 bits per weight.
+
+    byte  0..1    d    f16 scale
+    byte  2..17   qs   byte j: low nibble code j, high nibble code j + 16
+
+    w = d * (code - 8)
+
+Source: ggml-common.h, block_q4_0.
+"""
+
+import numpy as np
+
+from ..grid import Grid
+
+GGML, BLOCK, BYTES = 2, 32, 18
+LEVELS = np.arange(-8, 8, dtype=np.int8)
+
+
+def unpack(blocks: np.ndarray) -> tuple[np.ndarray, Grid]:
+    """uint8 (n, 18) -> codes uint8 (n, 32), Grid with one f16 scale a row."""
+    qs = blocks[:, 2:]
+    codes = np.concatenate([qs & 15, qs >> 4], axis=1)
+    return codes, Grid(LEVELS, np.ascontiguousarray(blocks[:, :2]).view("<f2"))
