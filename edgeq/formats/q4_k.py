@@ -1,4 +1,4 @@
-"""Q4_K: 4 bits with offset; 8 groups of 32 weights, their 6-bit scales and offsets in units of a block of 256.
+"""Q4_K: 4 bits with offset, groups of 32 weights; 6-bit scales and offsets in units of a block of 256.
 4.5 bits per weight.
 
     byte   0..1     d       f16 unit of the scales
@@ -6,11 +6,11 @@
     byte   4..15    scales  8 x 6-bit scale s, 8 x 6-bit offset m, packed as drawn below
     byte  16..143   qs      4 runs of 32 bytes; run r: low nibbles are group 2r, high nibbles group 2r + 1
 
-    The twelve bytes of scales, for j = 0..3:
+    The twelve bytes of scales, for j = 0..3, high bit first:
 
-        byte j      S S s s s s s s      scale of group j in the low six bits; S: high two bits of scale j + 4
-        byte j + 4  M M m m m m m m      offset of group j;                    M: high two bits of offset j + 4
-        byte j + 8  m m m m s s s s      low four bits of scale j + 4 (low nibble) and of offset j + 4 (high nibble)
+        byte j      S S s s s s s s      s: scale j                          S: high two bits of scale j + 4
+        byte j + 4  M M m m m m m m      m: offset j                         M: high two bits of offset j + 4
+        byte j + 8  m m m m s s s s      s: low four bits of scale j + 4     m: low four bits of offset j + 4
 
     w = d * s * code - dmin * m
 

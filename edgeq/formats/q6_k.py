@@ -1,4 +1,4 @@
-"""Q6_K: 6 bits, symmetric; 16 groups of 16 weights, their 8-bit scales in units of a block of 256.
+"""Q6_K: 6 bits, symmetric, groups of 16 weights; 8-bit scales in units of a block of 256.
 6.5625 bits per weight.
 
     byte    0..127   ql      low four bits of the codes, 2 runs of 64 bytes, one for 128 weights
