@@ -26,7 +26,7 @@ POWERS = np.array([[1], [3], [9], [27], [81]], dtype=np.uint8)
 def digits(packed: np.ndarray, count: int) -> np.ndarray:
     """uint8 (n, bytes) -> the first base-3 digits of each byte, uint8 (n, count * bytes), digit by digit."""
     fraction = packed[:, None] * POWERS[:count]  # modulo 256: drops the digits before the point
-    return (fraction.astype(np.uint16) * 3 >> 8).astype(np.uint8).reshape(len(packed), -1)
+    return (fraction.astype(np.uint16) * 3 >> 8).astype(np.uint8).reshape(-1, count * packed.shape[1])
 
 
 def unpack(blocks: np.ndarray) -> tuple[np.ndarray, Grid]:
