@@ -1,0 +1,96 @@
+"""Architectures: one module each, named as GGUF's general.architecture.
+
+A module holds
+
+    network(meta, weights) -> Network    config, ropes(positions), forward(ids, cache) -> hidden states, head
+    HF_NAMES, from_huggingface(config)   its names in Hugging Face checkpoints, and GGUF metadata of a config.json
+"""
+
+import importlib
+import pkgutil
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from .. import kernels
+from ..errors import ContextFull, FormatError
+from ..kernels.cache import KVCache
+from ..tensor import Tensor
+from . import huggingface
+from .weights import Progress, Weights
+
+CHUNK = 512  # tokens that go through the layers together: bounds the scratch memory of a long prompt
+HELPERS = ("config", "huggingface", "weights")
+
+
+def names() -> list[str]:
+    """Architectures that edgeq runs."""
+    return sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name not in HELPERS)
+
+
+class Model:
+    """A network and the backend that computes it.
+
+    Attributes
+    ----------
+    config : the model's shape.
+    backend : "numba" or "numpy".
+    """
+
+    def __init__(self, network: Any, backend: str) -> None:
+        self.network, self.backend = network, backend
+        self.config = network.config
+
+    def new_cache(self, capacity: int) -> KVCache:
+        """An empty cache for a sequence of up to `capacity` tokens."""
+        c = self.config
+        dtype = kernels.backend(self.backend).CACHE_DTYPE
+        return KVCache(capacity, c.kv_heads, c.head_dim, self.network.ropes(capacity), dtype)
+
+    def __call__(self, ids: Sequence[int], cache: KVCache, logits: Literal["last", "all"] = "last") -> np.ndarray:
+        """Append tokens to the sequence in the cache.
+
+        Returns the logits of the token after the last one, float32 (1, vocab), or after each one, (n, vocab).
+        The cache is as it was before when this raises.
+        """
+        ids = np.asarray(ids, dtype=np.int64)
+        start = cache.length
+        if not len(ids):
+            raise ValueError("no tokens were given")
+        if ids.min() < 0 or ids.max() >= self.config.vocab_size:
+            raise ValueError(f"token ids must lie in 0..{self.config.vocab_size - 1}, found {ids.min()}..{ids.max()}")
+        if start + len(ids) > cache.capacity:
+            raise ContextFull(f"{start} + {len(ids)} tokens do not fit the context of {cache.capacity}")
+        out = []
+        try:
+            for at in range(0, len(ids), CHUNK):
+                chunk = ids[at : at + CHUNK]
+                cache.tokens.extend(chunk.tolist())
+                hidden = self.network.forward(chunk, cache)
+                if logits == "all":
+                    out.append(self.network.head(hidden))
+            return np.concatenate(out) if out else self.network.head(hidden[-1:])
+        except BaseException:
+            cache.truncate(start)
+            raise
+
+
+def load(
+    meta: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
+    *,
+    backend: str = "numba",
+    path: object = "model",
+    progress: Progress | None = None,
+) -> Model:
+    """Build the model of a file's metadata and tensors (as ``files.read`` gives them)."""
+    raw = meta.get("config")
+    name = meta.get("general.architecture") if raw is None else huggingface.architecture(raw)
+    if name not in names():
+        raise FormatError(path, "architecture", found=repr(name), expected=" or ".join(names()))
+    module = importlib.import_module(f"{__name__}.{name}")
+    if raw is not None:
+        meta, tensors = huggingface.translate(raw, tensors, module, path)
+    weights = Weights(tensors, kernels.backend(backend), path, progress)
+    return Model(module.network(meta, weights), backend)

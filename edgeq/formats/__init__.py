@@ -64,3 +64,10 @@ def unpack(tensor: Tensor, start: int = 0, stop: int | None = None) -> tuple[np.
 def dequantize(tensor: Tensor, start: int = 0, stop: int | None = None) -> np.ndarray:
     """Weights of the rows start:stop as float32 (rows, cols)."""
     return decode(*unpack(tensor, start, stop))
+
+
+def take(tensor: Tensor, rows: np.ndarray) -> Tensor:
+    """The tensor that has only these rows, in this order (a copy of their bytes)."""
+    data = tensor.data.reshape(tensor.rows, -1)[rows].reshape(-1)
+    parts = {k: v[rows] for k, v in tensor.parts.items()}
+    return tensor._replace(shape=(len(rows), tensor.cols), data=data, parts=parts)

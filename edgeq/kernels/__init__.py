@@ -1,0 +1,26 @@
+"""The forward pass's operations, in two backends that offer the same functions.
+
+    numpy_backend   readable, exact, float32 from the unpacked weights: the specification and the auditor's path
+    numba_backend   integer kernels on prepared lanes: the fast path
+
+A backend is a module with
+
+    linear(tensors, bias) -> f     f(x) = x @ Wᵀ + b, the rows of several tensors stacked
+    embedding(tensor) -> f         f(ids) = rows of the table
+    rms_norm(x, weight, eps)
+    attention(qkv, cache, layer, heads)
+    gated(gate_up, activation)     silu(gate) * up, or gelu(gate) * up
+    CACHE_DTYPE                    element type of the key/value cache
+"""
+
+import importlib
+from types import ModuleType
+
+BACKENDS = ("numba", "numpy")
+
+
+def backend(name: str) -> ModuleType:
+    """The backend's module; it is the import of ``numba_backend`` that loads Numba."""
+    if name not in BACKENDS:
+        raise ValueError(f"unknown backend {name!r}; edgeq has {', '.join(BACKENDS)}")
+    return importlib.import_module(f"{__name__}.{name}_backend")

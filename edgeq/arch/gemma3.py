@@ -1,0 +1,137 @@
+"""Gemma 3, text (arXiv 2503.19786).
+
+    x = embed(ids) * sqrt(dim)
+    x += norm(o(attention(q, k, v of norm(x))))          RMS norms on both sides, and on every query and key head
+    x += norm(down(gelu(gate(norm(x))) * up(norm(x))))
+
+Five of six layers see a sliding window and turn by a rotary base of 10,000; the sixth sees everything, with the
+file's base. A norm gain g multiplies by 1 + g in a Hugging Face checkpoint; GGUF files hold 1 + g.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from ..kernels.cache import KVCache
+from ..kernels.heads import Heads
+from ..kernels.rope import Rope, rope
+from . import config, huggingface
+from .config import Config
+from .weights import Weights
+
+HF_NAMES = {
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_q_norm": "self_attn.q_norm",
+    "attn_k": "self_attn.k_proj",
+    "attn_k_norm": "self_attn.k_norm",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "post_attention_norm": "post_attention_layernorm",
+    "ffn_norm": "pre_feedforward_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+    "post_ffw_norm": "post_feedforward_layernorm",
+}
+
+LOCAL_BASE = 10000.0
+GLOBAL_EVERY = 6
+
+
+def from_huggingface(c: huggingface.Config) -> dict[str, Any]:
+    """GGUF metadata of a config.json."""
+    if (activation := c.raw.get("hidden_activation", "gelu_pytorch_tanh")) != "gelu_pytorch_tanh":
+        raise c.fail("hidden_activation", f"gelu_pytorch_tanh, found {activation!r}")
+    for key in ("attn_logit_softcapping", "final_logit_softcapping"):
+        if c.raw.get(key):
+            raise c.fail(key, "null: Gemma 3 caps no logits")
+    meta = c.metadata("gemma3", rope_kind="full_attention")
+    layers = c.integer("num_hidden_layers")
+    every = c.optional_integer("sliding_window_pattern") or c.optional_integer("_sliding_window_pattern") or GLOBAL_EVERY
+    kinds = c.raw.get("layer_types") or [
+        "sliding_attention" if (i + 1) % every else "full_attention" for i in range(layers)
+    ]
+    if len(kinds) != layers or not set(kinds) <= {"sliding_attention", "full_attention"}:
+        raise c.fail("layer_types", f"{layers} times sliding_attention or full_attention")
+    local = c.rope("sliding_attention")
+    meta["gemma3.attention.sliding_window"] = c.integer("sliding_window")
+    meta["gemma3.attention.sliding_window_pattern"] = np.array([k == "sliding_attention" for k in kinds])
+    meta["gemma3.rope.freq_base_swa"] = float(c.raw.get("rope_local_base_freq") or local.get("rope_theta", LOCAL_BASE))
+    meta["edgeq.attention_scale"] = float(c.number("query_pre_attn_scalar", 256.0)) ** -0.5
+    meta["edgeq.norms_add_one"] = True
+    return meta
+
+
+class Layer:
+    """One block: attention, then the gated feed-forward network, each between two norms."""
+
+    def __init__(self, weights: Weights, c: Config, index: int, scale: float, one: float) -> None:
+        at = f"blk.{index}."
+        q, kv = c.heads * c.head_dim, c.kv_heads * c.head_dim
+        norm = lambda name, size: weights.vector(f"{at}{name}.weight", size) + np.float32(one)  # noqa: E731
+        self.ops, self.eps, self.index = weights.ops, c.eps, index
+        self.attn_norm = norm("attn_norm", c.dim)
+        self.qkv = weights.linear(c.dim, **{at + "attn_q": q, at + "attn_k": kv, at + "attn_v": kv})
+        q_norm, k_norm = norm("attn_q_norm", c.head_dim), norm("attn_k_norm", c.head_dim)
+        self.heads = Heads(c.heads, c.kv_heads, c.head_dim, scale, c.windows[index], q_norm, k_norm, c.eps)
+        self.o = weights.linear(q, **{at + "attn_output": c.dim})
+        self.post_attention_norm = norm("post_attention_norm", c.dim)
+        self.ffn_norm = norm("ffn_norm", c.dim)
+        self.gate_up = weights.linear(c.dim, **{at + "ffn_gate": c.ffn, at + "ffn_up": c.ffn})
+        self.down = weights.linear(c.ffn, **{at + "ffn_down": c.dim})
+        self.post_ffw_norm = norm("post_ffw_norm", c.dim)
+
+    def __call__(self, x: np.ndarray, cache: KVCache) -> np.ndarray:
+        """x float32 (n, dim) -> (n, dim)."""
+        ops, eps = self.ops, self.eps
+        h = self.o(ops.attention(self.qkv(ops.rms_norm(x, self.attn_norm, eps)), cache, self.index, self.heads))
+        x = x + ops.rms_norm(h, self.post_attention_norm, eps)
+        h = self.down(ops.gated(self.gate_up(ops.rms_norm(x, self.ffn_norm, eps)), "gelu"))
+        return x + ops.rms_norm(h, self.post_ffw_norm, eps)
+
+
+class Network:
+    """Scaled embedding, blocks, final norm and output head."""
+
+    def __init__(self, meta: Mapping[str, Any], weights: Weights) -> None:
+        vocab = weights.vocab_size()
+        c = config.read(meta, vocab, weights.path, interleaved=False)
+        keys = config.Keys(meta, weights.path)
+        local = meta.get("gemma3.attention.sliding_window_pattern")
+        if not isinstance(local, np.ndarray):
+            local = np.array([(i + 1) % GLOBAL_EVERY != 0 for i in range(c.layers)])
+        if local.shape != (c.layers,) or local.dtype != bool:
+            raise keys.fail("attention.sliding_window_pattern", local, f"{c.layers} booleans")
+        c = replace(c, windows=tuple(c.windows[0] if is_local else 0 for is_local in local))
+        one = 1.0 if meta.get("edgeq.norms_add_one") else 0.0
+        # GGUF files do not state the scale; the 27B model is the one whose scale is not that of its head
+        scale = meta.get("edgeq.attention_scale", (c.dim / c.heads if c.layers == 62 else c.head_dim) ** -0.5)
+        self.config, self.ops = c, weights.ops
+        self.local_base = keys.number("rope.freq_base_swa", LOCAL_BASE)
+        self.embedding_scale = np.float32(c.dim**0.5)
+        self.embed = self.ops.embedding(weights.tensor("token_embd.weight", vocab, c.dim))
+        self.layers = [Layer(weights, c, i, scale, one) for i in range(c.layers)]
+        self.norm = weights.vector("output_norm.weight", c.dim) + np.float32(one)
+        self.head = weights.linear(c.dim, **{"output" if "output.weight" in weights.tensors else "token_embd": vocab})
+
+    def ropes(self, positions: int) -> list[Rope]:
+        """Each layer's rotary angles for that many positions."""
+        c = self.config
+        everywhere = rope(positions, c.rope_dims, c.rope_base, c.rope_factors, interleaved=False)
+        nearby = rope(positions, c.rope_dims, self.local_base, interleaved=False)
+        return [nearby if window else everywhere for window in c.windows]
+
+    def forward(self, ids: np.ndarray, cache: KVCache) -> np.ndarray:
+        """Hidden states float32 (n, dim) of the tokens that end the cache, ready for the head."""
+        x = self.embed(ids) * self.embedding_scale
+        for layer in self.layers:
+            x = layer(x, cache)
+        return self.ops.rms_norm(x, self.norm, self.config.eps)
+
+
+def network(meta: Mapping[str, Any], weights: Weights) -> Network:
+    """The model of a file."""
+    return Network(meta, weights)

@@ -1,0 +1,63 @@
+"""Weights: a file's tensors, handed out by name with their shapes checked, and turned into operations."""
+
+from collections.abc import Callable, Mapping
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from .. import formats
+from ..errors import FormatError
+from ..tensor import Tensor
+
+Progress = Callable[[str, int, int], None]
+
+
+class Weights:
+    """The tensors of a file and the backend that computes with them; reports progress in bytes as they are prepared."""
+
+    def __init__(
+        self, tensors: Mapping[str, Tensor], ops: ModuleType, path: object, progress: Progress | None = None
+    ) -> None:
+        self.tensors, self.ops, self.path, self.progress = tensors, ops, path, progress
+        self.done, self.total = 0, sum(t.nbytes for t in tensors.values())
+
+    def tensor(self, name: str, *shape: int) -> Tensor:
+        """The tensor of that name; FormatError when it is missing or has another shape."""
+        if name not in self.tensors:
+            raise FormatError(self.path, f"tensor {name}", found="nothing", expected=f"a tensor of shape {shape}")
+        tensor = self.tensors[name]
+        if tensor.shape != shape:
+            raise FormatError(self.path, f"tensor {name}", found=f"shape {tensor.shape}", expected=f"shape {shape}")
+        return tensor
+
+    def vocab_size(self) -> int:
+        """Rows of the token embedding."""
+        embedding = self.tensors.get("token_embd.weight")
+        if embedding is None or len(embedding.shape) != 2:
+            found = "nothing" if embedding is None else f"shape {embedding.shape}"
+            raise FormatError(self.path, "tensor token_embd.weight", found=found, expected="a matrix (vocabulary, dim)")
+        return embedding.rows
+
+    def vector(self, name: str, size: int) -> np.ndarray:
+        """A norm gain or bias, float32 (size,)."""
+        return formats.dequantize(self.tensor(name, size)).reshape(-1)
+
+    def optional_vector(self, name: str, size: int) -> np.ndarray | None:
+        """Like `vector`, or None when the file has no tensor of that name."""
+        return self.vector(name, size) if name in self.tensors else None
+
+    def linear(self, cols: int, **rows: int) -> Any:
+        """x @ Wᵀ + b of several matrices stacked, e.g. ``linear(576, **{"blk.0.attn_q": 576, "blk.0.attn_k": 192})``."""
+        matrices = [self.tensor(f"{name}.weight", n, cols) for name, n in rows.items()]
+        biases = [self.optional_vector(f"{name}.bias", n) for name, n in rows.items()]
+        bias = None
+        if any(b is not None for b in biases):
+            bias = np.concatenate(
+                [np.zeros(n, np.float32) if b is None else b for b, n in zip(biases, rows.values(), strict=True)]
+            )
+        f = self.ops.linear(matrices, bias)
+        self.done += sum(m.nbytes for m in matrices)
+        if self.progress:
+            self.progress("preparing weights", self.done, self.total)
+        return f

@@ -1,0 +1,98 @@
+"""The forward pass in NumPy: float32 throughout, from the unpacked weights. Slow, exact, and the specification of
+what the fast kernels compute.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from .. import formats
+from ..tensor import Tensor
+from .cache import KVCache
+from .heads import Heads
+from .rope import rotate
+
+CACHE_DTYPE = np.float32
+
+
+class Linear:
+    """y = x @ Wᵀ + b with W float32 (rows, cols), x (n, cols), y (n, rows)."""
+
+    def __init__(self, weight: np.ndarray, bias: np.ndarray | None) -> None:
+        self.weight, self.bias = weight, bias
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        y = x @ self.weight.T
+        return y if self.bias is None else y + self.bias
+
+
+def linear(tensors: Sequence[Tensor], bias: np.ndarray | None = None) -> Linear:
+    """A matrix product with the rows of the tensors stacked."""
+    return Linear(np.concatenate([formats.dequantize(t) for t in tensors]), bias)
+
+
+def embedding(tensor: Tensor) -> Callable[[np.ndarray], np.ndarray]:
+    """ids (n,) -> float32 (n, cols): rows of the table, unpacked when they are needed."""
+    return lambda ids: formats.dequantize(formats.take(tensor, ids))
+
+
+def rms_norm(x: np.ndarray, weight: np.ndarray, eps: float) -> np.ndarray:
+    """x / sqrt(mean(x²) + eps) * weight over the last axis (arXiv 1910.07467)."""
+    return x / np.sqrt(np.mean(np.square(x), axis=-1, keepdims=True) + np.float32(eps)) * weight
+
+
+def attention(qkv: np.ndarray, cache: KVCache, layer: int, heads: Heads) -> np.ndarray:
+    """Attend from n new tokens to themselves and all before them, and store their keys and values.
+
+    qkv float32 (n, (heads + 2 kv_heads) * head_dim): queries, keys and values of the tokens whose ids end
+    `cache.tokens`. Returns float32 (n, heads * head_dim).
+    """
+    n, end = len(qkv), cache.length
+    start = end - n
+    rope = cache.ropes[layer]
+    cos, sin = rope.cos[start:end], rope.sin[start:end]
+    qkv = qkv.reshape(n, -1, heads.head_dim)
+    q, k, v = np.split(qkv, [heads.heads, heads.heads + heads.kv_heads], axis=1)
+    if heads.q_norm is not None:
+        q = rms_norm(q, heads.q_norm, heads.eps)
+    if heads.k_norm is not None:
+        k = rms_norm(k, heads.k_norm, heads.eps)
+    cache.write(layer, start, rotate(k, cos, sin, rope.interleaved), v)
+    q = rotate(q, cos, sin, rope.interleaved)
+
+    # query heads of one group share a key/value head: (kv_heads, n * group, head_dim)
+    group = heads.heads // heads.kv_heads
+    q = q.reshape(n, heads.kv_heads, group, -1).transpose(1, 0, 2, 3).reshape(heads.kv_heads, n * group, -1)
+    scores = q @ cache.read_keys(layer, end).swapaxes(1, 2) * np.float32(heads.scale)
+    position = np.repeat(np.arange(start, end), group)[:, None]
+    seen = np.arange(end) <= position
+    if heads.window:
+        seen &= np.arange(end) > position - heads.window
+    weights = softmax(np.where(seen, scores, -np.inf))
+    y = weights @ cache.values[layer][:, :end]
+    return y.reshape(heads.kv_heads, n, group, -1).transpose(1, 0, 2, 3).reshape(n, -1)
+
+
+def softmax(x: np.ndarray) -> np.ndarray:
+    """exp(x) / sum(exp(x)) over the last axis, safe for large x."""
+    e = np.exp(x - x.max(axis=-1, keepdims=True))
+    return e / e.sum(axis=-1, keepdims=True)
+
+
+def silu(x: np.ndarray) -> np.ndarray:
+    """x * sigmoid(x), written so that exp cannot overflow."""
+    return x * (0.5 + 0.5 * np.tanh(0.5 * x))
+
+
+def gelu(x: np.ndarray) -> np.ndarray:
+    """The tanh form of GELU (arXiv 1606.08415, section 2)."""
+    return 0.5 * x * (1 + np.tanh(np.float32(np.sqrt(2 / np.pi)) * (x + np.float32(0.044715) * x**3)))
+
+
+ACTIVATIONS = {"silu": silu, "gelu": gelu}
+
+
+def gated(gate_up: np.ndarray, activation: str) -> np.ndarray:
+    """activation(gate) * up, of gate_up (n, 2 ffn) -> (n, ffn) (arXiv 2002.05202)."""
+    gate, up = np.split(gate_up, 2, axis=1)
+    return ACTIVATIONS[activation](gate) * up
