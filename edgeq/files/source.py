@@ -1,14 +1,15 @@
-"""The bytes of a file: mapped into memory, named when they are of another kind, and let go when no longer needed.
+"""The bytes of a file: mapped into memory, named when they are of another kind, let go when no longer needed.
 
-A mapped file costs address space, and memory only for the pages that were touched. What readers build from it on the
-heap (names, vocabularies, dictionaries) is charged to an Allowance, so that a hostile header cannot ask for more.
+A mapped file costs address space, and memory only for the pages that were touched. What readers build from it
+on the heap (names, vocabularies, dictionaries) is charged to an Allowance, so that a hostile header cannot
+ask for more than its file's size can justify.
 """
 
 import mmap
 import os
 import stat
-from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -16,32 +17,34 @@ from ..errors import FormatError
 
 Raw = mmap.mmap | bytes
 
-# A file announces itself in its first bytes; these are the ones that people pass for a model by mistake.
-GET_AGAIN = "The download went wrong: fetch the file again"
+AGAIN = "The download went wrong: fetch the file again"
 SAFER = "A pickle can run any code when it is opened: save the model as safetensors or GGUF"
+CONVERT = "Convert the model to GGUF again"
+UNPACK = "Unpack it first"
+# What people pass for a model by mistake, by its first bytes in lower case.
 KINDS = (
-    (b"version https://git-lfs", "a git-LFS pointer, not the file it stands for", "Run: git lfs pull"),
-    (b"<!doctype html", "an HTML page", GET_AGAIN),
-    (b"<html", "an HTML page", GET_AGAIN),
-    (b"<?xml", "an XML document", GET_AGAIN),
     (b"gguf", "a GGUF file", ""),
-    (b"lmgg", "a GGML file, older than GGUF", "Convert it to GGUF"),
-    (b"fmgg", "a GGMF file, older than GGUF", "Convert it to GGUF"),
-    (b"tjgg", "a GGJT file, older than GGUF", "Convert it to GGUF"),
-    (b"algg", "a GGLA adapter, older than GGUF", "Convert it to GGUF"),
-    (b"pk\x03\x04", "a zip archive", "Unpack it first"),
-    (b"\x1f\x8b", "a gzip archive", "Unpack it first"),
-    (b"\xfd7zxz\x00", "an xz archive", "Unpack it first"),
-    (b"\x28\xb5\x2f\xfd", "a zstd archive", "Unpack it first"),
+    (b"version https://git-lfs", "a git-LFS pointer, not the file it stands for", "Run: git lfs pull"),
+    (b"<!doctype html", "an HTML page", AGAIN),
+    (b"<html", "an HTML page", AGAIN),
+    (b"<?xml", "an XML document", AGAIN),
+    (b"lmgg", "a GGML file, older than GGUF", CONVERT),
+    (b"fmgg", "a GGMF file, older than GGUF", CONVERT),
+    (b"tjgg", "a GGJT file, older than GGUF", CONVERT),
+    (b"algg", "a GGLA adapter, older than GGUF", CONVERT),
+    (b"pk\x03\x04", "a zip archive", UNPACK),
+    (b"\x1f\x8b", "a gzip archive", UNPACK),
+    (b"\xfd7zxz\0", "an xz archive", UNPACK),
+    (b"\x28\xb5\x2f\xfd", "a zstd archive", UNPACK),
     (b"\x89hdf", "an HDF5 file", ""),
     (b"\x93numpy", "a NumPy array", ""),
 )
 
 
 class Allowance:
-    """Heap memory that the headers of one model may take: the size of its mapped files and 64 MB.
+    """Heap memory that the headers of one model may take: the size of its files, and 64 MB.
 
-    Charges are upper bounds; 8 MB of the 64 stay back for what is built between two charges.
+    Charges are upper bounds; 8 of the 64 MB stay back for what is built between two charges.
     """
 
     def __init__(self) -> None:
@@ -55,19 +58,19 @@ class Allowance:
                 path,
                 where,
                 found="a header that needs more memory than the file's size and 64 MB",
-                expected="a header in proportion to the file",
+                expected="one in proportion to the file",
             )
 
 
 def open_raw(path: str | os.PathLike, allowance: Allowance, *, mapped: bool = True) -> Raw:
-    """The bytes of a regular file, mapped (or read), and their size added to the allowance when it was mapped."""
-    # Opening a pipe or a device could wait forever, so the kind is looked at first.
+    """The bytes of a regular file: mapped, which adds its size to the allowance, or read."""
+    # The kind is looked at before opening, because opening a pipe waits for somebody to write into it.
     if not stat.S_ISREG(os.stat(path).st_mode):
         raise FormatError(path, "", found="a folder, pipe or device", expected="a file")
     with open(path, "rb") as f:
         size = os.fstat(f.fileno()).st_size
         if size == 0:
-            raise FormatError(path, "", found="an empty file", expected="a model", hint=GET_AGAIN)
+            raise FormatError(path, "", found="an empty file", expected="a model", hint=AGAIN)
         if not mapped:
             return f.read()
         allowance.left += size
@@ -75,7 +78,7 @@ def open_raw(path: str | os.PathLike, allowance: Allowance, *, mapped: bool = Tr
 
 
 def check_size(path: str | os.PathLike, raw: Raw) -> None:
-    """FormatError when a file no longer has the size it was opened with: touching its lost pages would kill us."""
+    """FormatError when a file's size has changed since it was opened: touching lost pages kills the process."""
     size = os.stat(path).st_size
     if size != len(raw):
         raise FormatError(
@@ -88,53 +91,48 @@ def check_size(path: str | os.PathLike, raw: Raw) -> None:
 
 
 def foreign(path: object, raw: Raw, expected: str) -> FormatError:
-    """The error for a file that is not what its name promised, saying what it is as well as its bytes can tell."""
+    """The error for a file that is not what it was taken for; says what it is, if its first bytes tell."""
     found, hint = recognize(raw[:512], len(raw))
     return FormatError(path, "", found=found, expected=expected, hint=hint)
 
 
 def recognize(head: bytes, size: int) -> tuple[str, str]:
-    """(what a file is, what to do about it) from its first bytes and its size."""
-    text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
-    if head[:2] == b"PK" and b".pkl" in head:
-        return "a PyTorch checkpoint (a zip of pickles)", SAFER
+    """What a file is, and what to do about it, from its first bytes and its size."""
+    if head.startswith(b"PK") and b".pkl" in head:
+        return "a PyTorch checkpoint, which is a zip of pickles", SAFER
     if head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
         return "a Python pickle", SAFER
+    text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
     for magic, name, hint in KINDS:
         if head.lower().startswith(magic) or (magic.isascii() and text.lower().startswith(magic)):
             return name, hint
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < size:
         return "a safetensors file", "Give the folder that holds it and its config.json"
     if not head.strip(b"\0"):
-        return "zeros", GET_AGAIN
-    if text.startswith((b"{", b"[")):
-        return f"JSON, {shown(text[:40])}", ""
-    if (
-        head.isascii()
-        and head.decode().replace("\n", " ").replace("\t", " ").replace("\r", " ").isprintable()
-    ):
-        return f"text, {shown(text[:40])}", ""
-    return f"unknown bytes {head[:8].hex(' ')}", ""
+        return "zeros", AGAIN
+    words = text[:60].decode("latin-1")
+    if text and text.isascii() and " ".join(words.split()).isprintable():
+        return f"{'JSON' if words[0] in '{[' else 'text'}, {shown(words)}", ""
+    return f"unknown bytes, {head[:8].hex(' ')}", ""
 
 
-def shown(text: str | bytes) -> str:
-    """A name from a file, fit for a message: printable, and not longer than a line."""
-    if isinstance(text, bytes):
-        return ascii(text.decode("utf-8", "replace"))
+def shown(value: Any) -> str:
+    """A name or value from a file, fit for a message: printable, and no longer than a line."""
+    text = str(value)
     if len(text) <= 80 and text.isprintable():
         return text
     return ascii(text[:80]) + ("..." if len(text) > 80 else "")
 
 
-def inside(path: Path, roots: Iterable[Path]) -> Path:
-    """The path itself when it is a file that lies, symbolic links followed, in one of the folders `roots`.
+def inside(path: Path, *folders: Path) -> Path:
+    """The path itself, when the file it leads to lies in one of the folders.
 
-    The Hugging Face cache keeps files as links from models--NAME/snapshots/REVISION into models--NAME/blobs, so a
-    root in such a folder stands for the whole of it.
+    The Hugging Face cache keeps files as links from models--NAME/snapshots/REVISION into models--NAME/blobs:
+    such a folder stands for the whole of models--NAME.
     """
     real = path.resolve()
-    for root in roots:
-        root = root.resolve()
+    for folder in folders:
+        root = folder.resolve()
         if root.parent.name == "snapshots" and root.parent.parent.name.startswith("models--"):
             root = root.parent.parent
         if real.is_relative_to(root):
@@ -142,19 +140,19 @@ def inside(path: Path, roots: Iterable[Path]) -> Path:
     raise FormatError(
         path,
         "",
-        found=f"a link to {real}",
-        expected="a file in the model's own folder",
+        found=f"a link to {shown(real)}",
+        expected="a file in the folder of the model",
         hint="Copy the file into the folder",
     )
 
 
 def release(array: np.ndarray) -> None:
-    """Let the system take back the memory pages of a mapped array, to be read again from the file if touched.
+    """Let the system take back the memory of a mapped array; its pages are read again if they are touched.
 
-    Called once weights are repacked, so that a model is not held twice. Whole pages inside the array only; nothing
-    happens to an array that is not mapped, or where the system has no such advice.
+    Called once weights are repacked, so that a model is not held twice. Only whole pages inside the array are
+    let go, and nothing happens to an array that is not mapped, or on a system without such advice.
     """
-    base = array
+    base: Any = array
     while isinstance(base, np.ndarray):
         base = base.base
     if isinstance(base, memoryview):

@@ -1,0 +1,129 @@
+"""A Hugging Face folder: the configuration of a model, and its weights in safetensors files.
+
+    config.json                        architecture and sizes; all that must be there, besides weights
+    model.safetensors                  the weights, or instead of it
+    model.safetensors.index.json         {"weight_map": {tensor name: file name}, ...} and those files
+    generation_config.json             defaults of sampling, end-of-text tokens
+    tokenizer_config.json              special tokens, chat template; tokenizer.json is for edgeq.tokenizer
+
+Nothing is imported or unpickled from the folder, and no name in it leads out of it.
+"""
+
+import os
+import re
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+from ..errors import FormatError
+from ..tensor import Tensor
+from . import safetensors, strict_json
+from .source import SAFER, Allowance, inside, shown
+
+MAX_SHARDS = 512  # each holds a file descriptor, and systems give about a thousand
+SHARD_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,200}\.safetensors")
+INDEX = "model.safetensors.index.json"
+PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+
+
+def read(path: str | os.PathLike, *, mmap: bool = True) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Read the configuration of a model in a Hugging Face folder, and map its tensors.
+
+    Parameters
+    ----------
+    path : the folder.
+    mmap : map the weights (the default), or read them all now: slower, but safe where the files may change.
+
+    Returns
+    -------
+    meta : ``{"config": ..., "generation_config": ..., "tokenizer_config": ...}``, each as its JSON file has
+    it;
+        ``{}`` when one of the last two is not there.
+    tensors : name -> Tensor, under the names the files give them, in format f32, f16 or bf16.
+
+    Raises
+    ------
+    FormatError : when a file is unsound or missing, or the weights are quantized.
+    """
+    folder, allowance = Path(path), Allowance()
+    meta = {}
+    for name in ("config", "generation_config", "tokenizer_config"):
+        file = folder / f"{name}.json"
+        if file.exists():
+            meta[name] = strict_json.read(inside(file, folder), allowance)
+        elif name == "config":
+            found = [p.name for p in sorted(folder.glob("*.gguf"))]
+            hint = f"Give the GGUF file itself: {shown(folder / found[0])}" if found else ""
+            raise FormatError(folder, "", found="no config.json", expected="a Hugging Face folder", hint=hint)
+        else:
+            meta[name] = {}
+    _check_config(folder / "config.json", meta["config"])
+
+    if (folder / "model.safetensors").exists():
+        return meta, safetensors.read(inside(folder / "model.safetensors", folder), allowance, mmap=mmap)
+    if (folder / INDEX).exists():
+        return meta, _read_shards(folder, allowance, mmap)
+    found = [p.name for p in sorted(folder.iterdir()) if p.suffix in PICKLES]
+    raise FormatError(
+        folder,
+        "",
+        found=f"{shown(found[0])}, a pickle" if found else "no weights",
+        expected=f"model.safetensors or {INDEX}",
+        hint=SAFER if found else "",
+    )
+
+
+def _check_config(path: Path, config: dict[str, Any]) -> None:
+    """FormatError when a config is not one of a model with plain weights."""
+    names = config.get("architectures") or []
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise FormatError(path, "architectures", found=shown(names), expected="a list of names")
+    if not isinstance(config.get("model_type"), str):
+        raise FormatError(path, "model_type", found=shown(config.get("model_type")), expected="a name")
+    # A model of text and images keeps the configuration of its text part in an object of its own.
+    for part in (config, config.get("text_config")):
+        quantization = part.get("quantization_config") if isinstance(part, dict) else None
+        if quantization is not None:
+            method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization
+            raise FormatError(
+                path,
+                "quantization_config",
+                found=f"quant_method {shown(repr(method))}",
+                expected="none: weights in F32, F16 or BF16",
+            )
+
+
+def _read_shards(folder: Path, allowance: Allowance, mmap: bool) -> dict[str, Tensor]:
+    """Tensors of all the files that an index names, each in the file where the index says it is."""
+    index = folder / INDEX
+    weight_map = strict_json.read(inside(index, folder), allowance).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise FormatError(index, "weight_map", found=shown(weight_map), expected="an object of file names")
+    names: dict[str, set[str]] = defaultdict(set)
+    for name, shard in weight_map.items():
+        if not isinstance(shard, str) or not SHARD_NAME.fullmatch(shard):
+            where = f"weight_map, tensor {shown(name)}"
+            raise FormatError(
+                index, where, found=shown(repr(shard)), expected="a plain name of a .safetensors file"
+            )
+        names[shard].add(name)
+    missing = [shard for shard in sorted(names) if not (folder / shard).exists()]
+    if missing or len(names) > MAX_SHARDS:
+        found = f"no {', '.join(missing[:3])}" if missing else f"{len(names):,} files"
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        expected = f"all {len(names):,} files of the index" if missing else f"at most {MAX_SHARDS}"
+        raise FormatError(
+            folder, "", found=found + more, expected=expected, hint="Fetch the rest" if missing else ""
+        )
+
+    tensors: dict[str, Tensor] = {}
+    for shard in sorted(names):
+        path = inside(folder / shard, folder)
+        held = safetensors.read(path, allowance, mmap=mmap)
+        for name in held.keys() ^ names[shard]:
+            found, expected = (
+                ("it", "it in another file, or in none") if name in held else ("nothing", "it here")
+            )
+            raise FormatError(path, f"tensor {shown(name)}", found=found, expected=f"{expected}, by {INDEX}")
+        tensors |= held
+    return tensors

@@ -1,0 +1,50 @@
+"""JSON from files that are not trusted: names once, memory in proportion, and every fault a FormatError."""
+
+import json
+import os
+from collections.abc import Callable
+from typing import Any
+
+from ..errors import FormatError
+from .source import AGAIN, Allowance, foreign, open_raw, shown
+
+
+def read(path: str | os.PathLike, allowance: Allowance) -> dict[str, Any]:
+    """The JSON object that a file holds."""
+    raw = open_raw(path, allowance)
+    if raw[:512].lstrip()[:1] != b"{":
+        raise foreign(path, raw, "a JSON object")
+    return parse(raw[:], path, "", allowance)
+
+
+def parse(
+    raw: bytes, path: object, where: str, allowance: Allowance, parse_int: Callable[[str], Any] = int
+) -> dict[str, Any]:
+    """The JSON object in `raw`, the part `where` of the file `path`."""
+
+    def error(found: str, expected: str = "JSON") -> FormatError:
+        return FormatError(path, where, found=found, expected=expected, hint=AGAIN)
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        members: dict[str, Any] = {}
+        for name, value in pairs:
+            if name in members:
+                raise error(f"the name {shown(name)} twice in an object", "each name once")
+            members[name] = value
+        return members
+
+    # Upper bounds of what Python makes of a list, an object, a member and a value, and of the text itself.
+    costs = ((b"[", 120), (b"{", 500), (b":", 250), (b",", 110))
+    text_cost = len(raw) * (3 if raw.isascii() else 9)
+    allowance.spend(path, where, text_cost + sum(cost * raw.count(mark) for mark, cost in costs))
+    try:
+        value = json.loads(raw.decode(), object_pairs_hook=once, parse_int=parse_int)
+    except FormatError:
+        raise
+    except RecursionError:
+        raise error("lists or objects too deep in each other") from None
+    except ValueError as e:
+        raise error(f"a fault: {e}") from None
+    if not isinstance(value, dict):
+        raise error(type(value).__name__, "a JSON object")
+    return value
