@@ -12,9 +12,10 @@ from typing import Any
 
 from ..tensor import Tensor
 from . import gguf, huggingface
+from .finite import check_finite
 from .source import release
 
-__all__ = ["gguf", "huggingface", "read", "release"]
+__all__ = ["check_finite", "gguf", "huggingface", "read", "release"]
 
 
 def read(path: str | os.PathLike, *, mmap: bool = True) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -1,7 +1,7 @@
 """GGUF: metadata and tensors of a model in one file, or in several.
 
 A split model is several files named ``-00001-of-0000N.gguf``: the first has the metadata, each has tensors of
-its own, and three keys tell the parts (``split.no`` from 0, ``split.count``, ``split.tensors.count`` of them
+its own. Three keys describe the split: ``split.no`` (from 0), ``split.count``, ``split.tensors.count`` (of
 all).
 
 `gguf_header` draws the layout of a file and reads it.
@@ -17,27 +17,25 @@ import numpy as np
 from ..errors import FormatError
 from ..tensor import Tensor
 from .gguf_header import Header
-from .source import Allowance, check_size, inside, open_raw, shown
+from .source import MAX_PARTS, Allowance, all_there, check_size, open_raw, shown
 
 Meta = dict[str, Any]
 Tensors = dict[str, Tensor]
 
-MAX_PARTS = 512  # each part holds a file descriptor, and systems give about a thousand
 PART_NAME = re.compile(r"(.*-)(\d{5})-of-(\d{5})\.gguf", re.DOTALL)
-
-# Keys that several rooms rely on, and what they must be wherever they stand.
+SPECIAL_TOKEN = re.compile(r"tokenizer\.ggml\.\w+_token_id")
 TYPES = {
-    "general.architecture": str,
-    "tokenizer.chat_template": str,
-    "tokenizer.ggml.model": str,
-    "tokenizer.ggml.pre": str,
-    "tokenizer.ggml.tokens": list,
-    "tokenizer.ggml.merges": list,
-    "tokenizer.ggml.scores": np.dtype(np.float32),
-    "tokenizer.ggml.token_type": np.dtype(np.int32),
-    "tokenizer.ggml.add_bos_token": bool,
-    "tokenizer.ggml.add_eos_token": bool,
-    "tokenizer.ggml.add_space_prefix": bool,
+    "general.architecture": "str",
+    "tokenizer.chat_template": "str",
+    "tokenizer.ggml.model": "str",
+    "tokenizer.ggml.pre": "str",
+    "tokenizer.ggml.tokens": "array of str",
+    "tokenizer.ggml.merges": "array of str",
+    "tokenizer.ggml.scores": "array of float32",
+    "tokenizer.ggml.token_type": "array of int32",
+    "tokenizer.ggml.add_bos_token": "bool",
+    "tokenizer.ggml.add_eos_token": "bool",
+    "tokenizer.ggml.add_space_prefix": "bool",
 }
 
 
@@ -52,8 +50,7 @@ def read(path: str | os.PathLike, *, mmap: bool = True) -> tuple[Meta, Tensors]:
     Returns
     -------
     meta : GGUF's keys. Numbers, bools and strings as Python's, arrays of strings as lists, other arrays as
-        NumPy arrays of the stored type. Keys that describe a split are left out: its parts are together
-        again.
+        NumPy arrays of the stored type. Keys about a split are left out: its parts are together again.
     tensors : name -> Tensor.
 
     Raises
@@ -65,8 +62,7 @@ def read(path: str | os.PathLike, *, mmap: bool = True) -> tuple[Meta, Tensors]:
     if "split.count" in meta and _whole_number(path, meta, "split.count") > 1:
         meta, tensors = _gather(path, meta, tensors, allowance, mmap)
     meta = {key: value for key, value in meta.items() if not key.startswith("split.")}
-    _check_types(path, meta)
-    _check_vocabulary(path, meta)
+    _check_meaning(path, meta)
     return meta, tensors
 
 
@@ -112,17 +108,11 @@ def _part_paths(path: Path, count: int) -> list[Path]:
             path,
             "key split.count",
             found=f"{count:,} in a file of this name",
-            expected=f"a name ending in -00001-of-0000N.gguf with N the count, and at most {MAX_PARTS}",
+            expected=f"a name ending in -00001-of-0000N.gguf, N being the count and at most {MAX_PARTS}",
             hint="Give the parts their own names back",
         )
     parts = [path.with_name(f"{name[1]}{i:05}-of-{name[3]}.gguf") for i in range(1, count + 1)]
-    missing = [p.name for p in parts if not p.exists()]
-    if missing:
-        found = f"no {', '.join(missing[:3])}" + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
-        raise FormatError(
-            path, "", found=found, expected=f"all {count} parts beside it", hint="Fetch the rest"
-        )
-    return [inside(p, path.parent, path.resolve().parent) for p in parts]
+    return all_there(parts, path.parent, path.resolve().parent)
 
 
 def _whole_number(path: Path, meta: Meta, key: str) -> int:
@@ -133,30 +123,24 @@ def _whole_number(path: Path, meta: Meta, key: str) -> int:
     return value
 
 
-def _check_types(path: Path, meta: Meta) -> None:
-    """FormatError when a well-known key is of another type than its readers expect."""
+def _check_meaning(path: Path, meta: Meta) -> None:
+    """FormatError when a key that several rooms rely on has another type or length than it must have."""
     for key in meta.keys() & TYPES.keys():
-        wanted, value = TYPES[key], meta[key]
-        if not (wanted == value.dtype if isinstance(value, np.ndarray) else type(value) is wanted):
-            expected = wanted.__name__ if isinstance(wanted, type) else f"array of {wanted}"
-            raise FormatError(path, f"key {key}", found=_type_name(value), expected=expected)
-
-
-def _check_vocabulary(path: Path, meta: Meta) -> None:
-    """FormatError unless every token has its score and type, and the special ids are in the vocabulary."""
+        found = _type_name(meta[key])
+        if found != TYPES[key]:
+            raise FormatError(path, f"key {key}", found=found, expected=TYPES[key])
     size = len(meta.get("tokenizer.ggml.tokens", ()))
-    for name in ("scores", "token_type"):
-        key = f"tokenizer.ggml.{name}"
-        if key in meta and len(meta[key]) != size:
-            raise FormatError(
-                path, f"key {key}", found=f"{len(meta[key]):,}", expected=f"{size:,}, one a token"
-            )
-    for key in meta:
-        if size and re.fullmatch(r"tokenizer\.ggml\.\w+_token_id", key):
-            token = _whole_number(path, meta, key)
-            if not 0 <= token < size:
-                raise FormatError(path, f"key {key}", found=f"{token:,}", expected=f"an id below {size:,}")
+    for key in meta.keys() & {"tokenizer.ggml.scores", "tokenizer.ggml.token_type"}:
+        if len(meta[key]) != size:
+            expected = f"{size:,}, one for each token"
+            raise FormatError(path, f"key {key}", found=f"{len(meta[key]):,} values", expected=expected)
+    for key in filter(SPECIAL_TOKEN.fullmatch, meta):
+        token = _whole_number(path, meta, key)
+        if size and not 0 <= token < size:
+            raise FormatError(path, f"key {key}", found=f"token {token:,}", expected=f"one below {size:,}")
 
 
 def _type_name(value: Any) -> str:
-    return f"array of {value.dtype}" if isinstance(value, np.ndarray) else type(value).__name__
+    if isinstance(value, np.ndarray):
+        return f"array of {value.dtype}"
+    return "array of str" if isinstance(value, list) else type(value).__name__

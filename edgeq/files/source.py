@@ -7,6 +7,7 @@ ask for more than its file's size can justify.
 
 import mmap
 import os
+import reprlib
 import stat
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ import numpy as np
 from ..errors import FormatError
 
 Raw = mmap.mmap | bytes
+
+MAX_PARTS = 512  # files of one model; each mapping holds a descriptor, and systems give about a thousand
 
 AGAIN = "The download went wrong: fetch the file again"
 SAFER = "A pickle can run any code when it is opened: save the model as safetensors or GGUF"
@@ -78,7 +81,7 @@ def open_raw(path: str | os.PathLike, allowance: Allowance, *, mapped: bool = Tr
 
 
 def check_size(path: str | os.PathLike, raw: Raw) -> None:
-    """FormatError when a file's size has changed since it was opened: touching lost pages kills the process."""
+    """FormatError when a file changed its size since it was opened: touching lost pages kills the process."""
     size = os.stat(path).st_size
     if size != len(raw):
         raise FormatError(
@@ -118,10 +121,23 @@ def recognize(head: bytes, size: int) -> tuple[str, str]:
 
 def shown(value: Any) -> str:
     """A name or value from a file, fit for a message: printable, and no longer than a line."""
-    text = str(value)
+    text = value if isinstance(value, str) else reprlib.repr(value)
     if len(text) <= 80 and text.isprintable():
         return text
     return ascii(text[:80]) + ("..." if len(text) > 80 else "")
+
+
+def all_there(parts: list[Path], *folders: Path) -> list[Path]:
+    """The paths themselves, when they are files of the folders, none of them is missing, and not too many."""
+    folder = folders[0]
+    if len(parts) > MAX_PARTS:
+        raise FormatError(folder, "", found=f"{len(parts):,} parts", expected=f"at most {MAX_PARTS}")
+    missing = [part.name for part in parts if not part.exists()]
+    if missing:
+        found = f"no {', '.join(missing[:3])}" + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
+        expected = f"all {len(parts)} parts of the model"
+        raise FormatError(folder, "", found=found, expected=expected, hint="Fetch the rest")
+    return [inside(part, *folders) for part in parts]
 
 
 def inside(path: Path, *folders: Path) -> Path:
@@ -140,7 +156,7 @@ def inside(path: Path, *folders: Path) -> Path:
     raise FormatError(
         path,
         "",
-        found=f"a link to {shown(real)}",
+        found=f"a link to {shown(str(real))}",
         expected="a file in the folder of the model",
         hint="Copy the file into the folder",
     )
