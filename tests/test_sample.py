@@ -12,7 +12,7 @@ from edgeq import EdgeqError, sample
 
 FOUR = np.log(np.float32([0.1, 0.4, 0.2, 0.3]))
 
-# Made by Transformers 5.23.0 from these logits: TopKLogitsWarper(k), TopPLogitsWarper(p), MinPLogitsWarper(p),
+# Transformers 5.23.0 made from these logits: TopKLogitsWarper(k), TopPLogitsWarper(p), MinPLogitsWarper(p),
 # TypicalLogitsWarper(p), RepetitionPenaltyLogitsProcessor(penalty) and torch.log_softmax.
 TWELVE = np.float32([2, -1.5, 0.25, 3.5, -0.75, 1.125, 3.25, -4, 0.5, 2.625, -2.25, 1.75])
 KEPT = [
