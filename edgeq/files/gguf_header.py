@@ -32,7 +32,7 @@ import numpy as np
 from .. import formats
 from ..errors import FormatError
 from ..tensor import Tensor
-from .source import Allowance, Raw, foreign, shown
+from .source import Allowance, Raw, brief, foreign, shown
 
 # Value types that are plain numbers, by the letter that struct and NumPy share for them.
 NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
@@ -104,7 +104,7 @@ class Header:
     def set_alignment(self, kind: int, value: Any) -> None:
         if kind != U32_TYPE or value not in (8 << i for i in range(18)):
             expected = "a u32, a power of two from 8 to 1,048,576"
-            raise self.error("key general.alignment", f"{shown(value)} of type {kind}", expected)
+            raise self.error("key general.alignment", f"{brief(value)} of type {kind}", expected)
         self.alignment = value
 
     def tensors(self, count: int) -> dict[str, Tensor]:

@@ -18,7 +18,7 @@ from typing import Any
 from ..errors import FormatError
 from ..tensor import Tensor
 from . import safetensors, strict_json
-from .source import SAFER, Allowance, all_there, inside, shown
+from .source import SAFER, Allowance, all_there, brief, inside, shown
 
 SHARD_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,200}\.safetensors")
 INDEX = "model.safetensors.index.json"
@@ -76,9 +76,9 @@ def _check_config(path: Path, config: dict[str, Any]) -> None:
     """FormatError when a config is not one of a model with plain weights."""
     names = config.get("architectures") or []
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise FormatError(path, "architectures", found=shown(names), expected="a list of names")
+        raise FormatError(path, "architectures", found=brief(names), expected="a list of names")
     if not isinstance(config.get("model_type"), str):
-        raise FormatError(path, "model_type", found=shown(config.get("model_type")), expected="a name")
+        raise FormatError(path, "model_type", found=brief(config.get("model_type")), expected="a name")
     # A model of text and images keeps the configuration of its text part in an object of its own.
     for part in (config, config.get("text_config")):
         quantization = part.get("quantization_config") if isinstance(part, dict) else None
@@ -87,7 +87,7 @@ def _check_config(path: Path, config: dict[str, Any]) -> None:
             raise FormatError(
                 path,
                 "quantization_config",
-                found=f"quant_method {shown(repr(method))}",
+                found=f"quant_method {brief(method)}",
                 expected="none: weights in F32, F16 or BF16",
             )
 
@@ -97,12 +97,12 @@ def _read_shards(folder: Path, allowance: Allowance, mmap: bool) -> dict[str, Te
     index = folder / INDEX
     weight_map = strict_json.read(inside(index, folder), allowance).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
-        raise FormatError(index, "weight_map", found=shown(weight_map), expected="an object of file names")
+        raise FormatError(index, "weight_map", found=brief(weight_map), expected="an object of file names")
     names: dict[str, set[str]] = defaultdict(set)
     for name, shard in weight_map.items():
         if not isinstance(shard, str) or not SHARD_NAME.fullmatch(shard):
             where, expected = f"weight_map, tensor {shown(name)}", "a plain name of a .safetensors file"
-            raise FormatError(index, where, found=shown(repr(shard)), expected=expected)
+            raise FormatError(index, where, found=brief(shard), expected=expected)
         names[shard].add(name)
     tensors: dict[str, Tensor] = {}
     for path in all_there([folder / shard for shard in sorted(names)], folder):

@@ -23,7 +23,7 @@ from .. import formats
 from ..errors import FormatError
 from ..tensor import Tensor
 from . import strict_json
-from .source import Allowance, check_size, foreign, open_raw, shown
+from .source import Allowance, brief, check_size, foreign, open_raw, shown
 
 FORMATS = {"F32": "f32", "F16": "f16", "BF16": "bf16"}
 FIELDS = {"dtype", "shape", "data_offsets"}
@@ -47,20 +47,20 @@ def read(path: str | os.PathLike, allowance: Allowance, *, mmap: bool = True) ->
 
     metadata = entries.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(text, str) for text in metadata.values()):
-        fail("__metadata__", shown(metadata), "an object of texts")
+        fail("__metadata__", brief(metadata), "an object of texts")
     placed = []
     for name, entry in entries.items():
         where = f"tensor {shown(name)}"
         allowance.spend(path, where, 1000)
         if not isinstance(entry, dict) or entry.keys() != FIELDS:
-            fail(where, shown(entry), "dtype, shape and data_offsets")
+            fail(where, brief(entry), "dtype, shape and data_offsets")
         dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
         if not isinstance(dtype, str) or dtype not in FORMATS:
-            fail(where, f"dtype {shown(dtype)}", f"one of {', '.join(FORMATS)}")
+            fail(where, f"dtype {brief(dtype)}", f"one of {', '.join(FORMATS)}")
         if not _naturals(shape) or len(shape) > 8:
-            fail(where, f"shape {shown(shape)}", "at most 8 whole numbers")
+            fail(where, f"shape {brief(shape)}", "at most 8 whole numbers")
         if not _naturals(offsets) or len(offsets) != 2:
-            fail(where, f"data_offsets {shown(offsets)}", "two whole numbers")
+            fail(where, f"data_offsets {brief(offsets)}", "two whole numbers")
         placed.append((*offsets, name, FORMATS[dtype], tuple(shape) or (1,)))
 
     data, end, tensors = np.frombuffer(raw, np.uint8)[start:], 0, {}

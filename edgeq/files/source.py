@@ -119,12 +119,16 @@ def recognize(head: bytes, size: int) -> tuple[str, str]:
     return f"unknown bytes, {head[:8].hex(' ')}", ""
 
 
-def shown(value: Any) -> str:
-    """A name or value from a file, fit for a message: printable, and no longer than a line."""
-    text = value if isinstance(value, str) else reprlib.repr(value)
-    if len(text) <= 80 and text.isprintable():
-        return text
-    return ascii(text[:80]) + ("..." if len(text) > 80 else "")
+def shown(name: str) -> str:
+    """A name from a file, fit for a message: printable, and no longer than a line."""
+    if len(name) <= 80 and name.isprintable():
+        return name
+    return ascii(name[:80]) + ("..." if len(name) > 80 else "")
+
+
+def brief(value: Any) -> str:
+    """A value from a file as Python writes it, fit for a message."""
+    return shown(reprlib.repr(value))
 
 
 def all_there(parts: list[Path], *folders: Path) -> list[Path]:

@@ -2,11 +2,15 @@
 
 import json
 import os
+import re
 from collections.abc import Callable
 from typing import Any
 
 from ..errors import FormatError
 from .source import AGAIN, Allowance, foreign, open_raw, shown
+
+# The escapes of a JSON text in turn: a surrogate pair, half of one (which is no character), or another.
+ESCAPES = re.compile(rb"\\(?:u[dD][89abAB]..\\u[dD][c-fC-F]..|(u[dD][89a-fA-F]..)|.)", re.DOTALL)
 
 
 def read(path: str | os.PathLike, allowance: Allowance) -> dict[str, Any]:
@@ -37,6 +41,8 @@ def parse(
     costs = ((b"[", 120), (b"{", 500), (b":", 250), (b",", 110))
     text_cost = len(raw) * (3 if raw.isascii() else 9)
     allowance.spend(path, where, text_cost + sum(cost * raw.count(mark) for mark, cost in costs))
+    if re.search(rb"\\u[dD][89a-fA-F]", raw) and any(half[1] for half in ESCAPES.finditer(raw)):
+        raise error("half of a surrogate pair", "whole characters")
     try:
         value = json.loads(raw.decode(), object_pairs_hook=once, parse_int=parse_int)
     except FormatError:
