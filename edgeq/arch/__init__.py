@@ -48,7 +48,9 @@ class Model:
         dtype = kernels.backend(self.backend).CACHE_DTYPE
         return KVCache(capacity, c.kv_heads, c.head_dim, self.network.ropes(capacity), dtype)
 
-    def __call__(self, ids: Sequence[int], cache: KVCache, logits: Literal["last", "all"] = "last") -> np.ndarray:
+    def __call__(
+        self, ids: Sequence[int], cache: KVCache, logits: Literal["last", "all"] = "last"
+    ) -> np.ndarray:
         """Append tokens to the sequence in the cache.
 
         Returns the logits of the token after the last one, float32 (1, vocab), or after each one, (n, vocab).
@@ -59,7 +61,9 @@ class Model:
         if not len(ids):
             raise ValueError("no tokens were given")
         if ids.min() < 0 or ids.max() >= self.config.vocab_size:
-            raise ValueError(f"token ids must lie in 0..{self.config.vocab_size - 1}, found {ids.min()}..{ids.max()}")
+            raise ValueError(
+                f"token ids must lie in 0..{self.config.vocab_size - 1}, found {ids.min()}..{ids.max()}"
+            )
         if start + len(ids) > cache.capacity:
             raise ContextFull(f"{start} + {len(ids)} tokens do not fit the context of {cache.capacity}")
         out = []

@@ -107,7 +107,9 @@ def read(meta: Mapping[str, Any], vocab_size: int, path: object, *, interleaved:
         raise keys.fail("attention.value_length", value_dim, f"the key length, {head_dim}")
     rope_dims = keys.integer("rope.dimension_count", head_dim)
     if rope_dims > head_dim or rope_dims % 2 or head_dim % 2:
-        raise keys.fail("rope.dimension_count", rope_dims, f"an even number up to the even head length {head_dim}")
+        raise keys.fail(
+            "rope.dimension_count", rope_dims, f"an even number up to the even head length {head_dim}"
+        )
     scaling = keys.text("rope.scaling.type", "none")
     if scaling not in ("none", "linear"):
         raise keys.fail("rope.scaling.type", scaling, "none or linear")

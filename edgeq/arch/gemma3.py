@@ -50,7 +50,11 @@ def from_huggingface(c: huggingface.Config) -> dict[str, Any]:
             raise c.fail(key, "null: Gemma 3 caps no logits")
     meta = c.metadata("gemma3", rope_kind="full_attention")
     layers = c.integer("num_hidden_layers")
-    every = c.optional_integer("sliding_window_pattern") or c.optional_integer("_sliding_window_pattern") or GLOBAL_EVERY
+    every = (
+        c.optional_integer("sliding_window_pattern")
+        or c.optional_integer("_sliding_window_pattern")
+        or GLOBAL_EVERY
+    )
     kinds = c.raw.get("layer_types") or [
         "sliding_attention" if (i + 1) % every else "full_attention" for i in range(layers)
     ]
@@ -59,7 +63,9 @@ def from_huggingface(c: huggingface.Config) -> dict[str, Any]:
     local = c.rope("sliding_attention")
     meta["gemma3.attention.sliding_window"] = c.integer("sliding_window")
     meta["gemma3.attention.sliding_window_pattern"] = np.array([k == "sliding_attention" for k in kinds])
-    meta["gemma3.rope.freq_base_swa"] = float(c.raw.get("rope_local_base_freq") or local.get("rope_theta", LOCAL_BASE))
+    meta["gemma3.rope.freq_base_swa"] = float(
+        c.raw.get("rope_local_base_freq") or local.get("rope_theta", LOCAL_BASE)
+    )
     meta["edgeq.attention_scale"] = float(c.number("query_pre_attn_scalar", 256.0)) ** -0.5
     meta["edgeq.norms_add_one"] = True
     return meta
@@ -87,7 +93,9 @@ class Layer:
     def __call__(self, x: np.ndarray, cache: KVCache) -> np.ndarray:
         """x float32 (n, dim) -> (n, dim)."""
         ops, eps = self.ops, self.eps
-        h = self.o(ops.attention(self.qkv(ops.rms_norm(x, self.attn_norm, eps)), cache, self.index, self.heads))
+        h = self.o(
+            ops.attention(self.qkv(ops.rms_norm(x, self.attn_norm, eps)), cache, self.index, self.heads)
+        )
         x = x + ops.rms_norm(h, self.post_attention_norm, eps)
         h = self.down(ops.gated(self.gate_up(ops.rms_norm(x, self.ffn_norm, eps)), "gelu"))
         return x + ops.rms_norm(h, self.post_ffw_norm, eps)
@@ -115,7 +123,9 @@ class Network:
         self.embed = self.ops.embedding(weights.tensor("token_embd.weight", vocab, c.dim))
         self.layers = [Layer(weights, c, i, scale, one) for i in range(c.layers)]
         self.norm = weights.vector("output_norm.weight", c.dim) + np.float32(one)
-        self.head = weights.linear(c.dim, **{"output" if "output.weight" in weights.tensors else "token_embd": vocab})
+        self.head = weights.linear(
+            c.dim, **{"output" if "output.weight" in weights.tensors else "token_embd": vocab}
+        )
 
     def ropes(self, positions: int) -> list[Rope]:
         """Each layer's rotary angles for that many positions."""

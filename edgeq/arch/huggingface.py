@@ -95,7 +95,8 @@ class Config:
             return None
         try:
             return llama3_factors(
-                self.optional_integer("head_dim") or self.integer("hidden_size") // self.integer("num_attention_heads"),
+                self.optional_integer("head_dim")
+                or self.integer("hidden_size") // self.integer("num_attention_heads"),
                 rope.get("rope_theta", 10000.0),
                 rope["factor"],
                 rope["low_freq_factor"],
@@ -137,9 +138,17 @@ def translate(
             prefix, _, rest = name.partition("layers.")
             index, _, inner = rest.partition(".")
             inner, _, kind = inner.rpartition(".")
-            if prefix != "model." or not index.isdecimal() or inner not in inverse or kind not in ("weight", "bias"):
+            if (
+                prefix != "model."
+                or not index.isdecimal()
+                or inner not in inverse
+                or kind not in ("weight", "bias")
+            ):
                 raise FormatError(
-                    path, f"tensor {name}", found="no place for it", expected=f"the tensors of {meta['general.architecture']}"
+                    path,
+                    f"tensor {name}",
+                    found="no place for it",
+                    expected=f"the tensors of {meta['general.architecture']}",
                 )
             new = f"blk.{int(index)}.{inverse[inner]}.{kind}"
         named[new] = tensor._replace(name=new)

@@ -89,7 +89,9 @@ class Network:
         self.embed = self.ops.embedding(weights.tensor("token_embd.weight", vocab, c.dim))
         self.layers = [Layer(weights, c, i, head_norms) for i in range(c.layers)]
         self.norm = weights.vector("output_norm.weight", c.dim)
-        self.head = weights.linear(c.dim, **{"output" if "output.weight" in weights.tensors else "token_embd": vocab})
+        self.head = weights.linear(
+            c.dim, **{"output" if "output.weight" in weights.tensors else "token_embd": vocab}
+        )
 
     def ropes(self, positions: int) -> list[Rope]:
         """Each layer's rotary angles for that many positions."""

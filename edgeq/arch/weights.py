@@ -25,10 +25,14 @@ class Weights:
     def tensor(self, name: str, *shape: int) -> Tensor:
         """The tensor of that name; FormatError when it is missing or has another shape."""
         if name not in self.tensors:
-            raise FormatError(self.path, f"tensor {name}", found="nothing", expected=f"a tensor of shape {shape}")
+            raise FormatError(
+                self.path, f"tensor {name}", found="nothing", expected=f"a tensor of shape {shape}"
+            )
         tensor = self.tensors[name]
         if tensor.shape != shape:
-            raise FormatError(self.path, f"tensor {name}", found=f"shape {tensor.shape}", expected=f"shape {shape}")
+            raise FormatError(
+                self.path, f"tensor {name}", found=f"shape {tensor.shape}", expected=f"shape {shape}"
+            )
         return tensor
 
     def vocab_size(self) -> int:
@@ -36,7 +40,9 @@ class Weights:
         embedding = self.tensors.get("token_embd.weight")
         if embedding is None or len(embedding.shape) != 2:
             found = "nothing" if embedding is None else f"shape {embedding.shape}"
-            raise FormatError(self.path, "tensor token_embd.weight", found=found, expected="a matrix (vocabulary, dim)")
+            raise FormatError(
+                self.path, "tensor token_embd.weight", found=found, expected="a matrix (vocabulary, dim)"
+            )
         return embedding.rows
 
     def vector(self, name: str, size: int) -> np.ndarray:
@@ -54,7 +60,10 @@ class Weights:
         bias = None
         if any(b is not None for b in biases):
             bias = np.concatenate(
-                [np.zeros(n, np.float32) if b is None else b for b, n in zip(biases, rows.values(), strict=True)]
+                [
+                    np.zeros(n, np.float32) if b is None else b
+                    for b, n in zip(biases, rows.values(), strict=True)
+                ]
             )
         f = self.ops.linear(matrices, bias)
         self.done += sum(m.nbytes for m in matrices)

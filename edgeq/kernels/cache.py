@@ -27,7 +27,9 @@ class KVCache:
     ropes : the angles that each layer's keys were turned by.
     """
 
-    def __init__(self, capacity: int, kv_heads: int, head_dim: int, ropes: Sequence[Rope], dtype: type) -> None:
+    def __init__(
+        self, capacity: int, kv_heads: int, head_dim: int, ropes: Sequence[Rope], dtype: type
+    ) -> None:
         blocks = -(-capacity // LANES)
         self.capacity, self.ropes = capacity, ropes
         self.tokens: list[int] = []

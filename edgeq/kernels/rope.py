@@ -20,7 +20,9 @@ class Rope(NamedTuple):
     interleaved: bool
 
 
-def rope(positions: int, dims: int, base: float, factors: np.ndarray | float = 1.0, *, interleaved: bool) -> Rope:
+def rope(
+    positions: int, dims: int, base: float, factors: np.ndarray | float = 1.0, *, interleaved: bool
+) -> Rope:
     """Table for positions 0 .. positions - 1; `factors` (dims / 2,) divide the frequencies (linear and llama3 scaling)."""
     inverse = base ** (-np.arange(0, dims, 2, dtype=np.float64) / dims) / factors
     angle = np.arange(positions, dtype=np.float64)[:, None] * inverse
@@ -28,7 +30,12 @@ def rope(positions: int, dims: int, base: float, factors: np.ndarray | float = 1
 
 
 def llama3_factors(
-    dims: int, base: float, factor: float, low_freq_factor: float, high_freq_factor: float, original_context: int
+    dims: int,
+    base: float,
+    factor: float,
+    low_freq_factor: float,
+    high_freq_factor: float,
+    original_context: int,
 ) -> np.ndarray:
     """Frequency divisors of Llama 3.1's scaling: 1 for short wavelengths, `factor` for long ones, smooth between."""
     wavelength = 2 * np.pi * base ** (np.arange(0, dims, 2, dtype=np.float64) / dims)
@@ -40,7 +47,11 @@ def llama3_factors(
 def rotate(x: np.ndarray, cos: np.ndarray, sin: np.ndarray, interleaved: bool) -> np.ndarray:
     """Turn x float32 (n, heads, head_dim) by the angles of its n positions, cos and sin (n, dims / 2)."""
     half = cos.shape[1]
-    first, second = (slice(0, 2 * half, 2), slice(1, 2 * half, 2)) if interleaved else (slice(half), slice(half, 2 * half))
+    first, second = (
+        (slice(0, 2 * half, 2), slice(1, 2 * half, 2))
+        if interleaved
+        else (slice(half), slice(half, 2 * half))
+    )
     cos, sin = cos[:, None], sin[:, None]
     a, b = x[..., first], x[..., second]
     out = x.copy()

@@ -1,0 +1,114 @@
+"""The machine: which vector instructions the kernels use, how many threads, how much memory.
+
+A path is a set of instructions for the inner product of unsigned and signed bytes. It is chosen from the features
+that Numba compiles for: the host's, or NUMBA_CPU_FEATURES where that is set (with it a path can be forced).
+"""
+
+import os
+import platform
+from typing import NamedTuple
+
+import llvmlite.binding as llvm
+from numba import config
+
+
+class Path(NamedTuple):
+    """How `simd` computes.
+
+    Attributes
+    ----------
+    name : as `edgeq doctor` prints it.
+    needs : LLVM's names of the features that must all be there.
+    bits : width of one integer dot-product instruction.
+    tokens : tokens that share each unpacked weight in a product of many tokens, as the registers allow.
+    half : the instructions convert float16.
+    """
+
+    name: str
+    needs: frozenset[str]
+    bits: int
+    tokens: int
+    half: bool = True
+
+
+PATHS = (
+    Path("avx512-vnni", frozenset({"avx512f", "avx512bw", "avx512vl", "avx512vnni", "f16c"}), 512, 8),
+    Path("avx-vnni", frozenset({"avx2", "avxvnni", "fma", "f16c"}), 256, 2),
+    Path("avx2", frozenset({"avx2", "fma", "f16c"}), 256, 2),
+    Path("arm-dotprod", frozenset({"neon", "dotprod"}), 128, 2),
+    Path("plain", frozenset(), 0, 1, half=False),
+)
+
+
+def features() -> frozenset[str]:
+    """Names of the CPU features that Numba compiles for, as LLVM calls them."""
+    if config.CPU_FEATURES is not None:
+        return frozenset(f[1:] for f in config.CPU_FEATURES.split(",") if f.startswith("+"))
+    return frozenset(name for name, there in llvm.get_host_cpu_features().items() if there)
+
+
+def path() -> Path:
+    """The best path that the features allow."""
+    have = features()
+    return next(p for p in PATHS if p.needs <= have)
+
+
+def physical_cores() -> int:
+    """Cores this process may use: within its affinity and its cgroup's share, one for hyper-threaded siblings."""
+    if hasattr(os, "sched_getaffinity"):
+        allowed = os.sched_getaffinity(0)
+        cores = {_core(cpu) for cpu in allowed}
+        count = len(cores)
+    else:
+        count = os.cpu_count() or 1
+    return max(1, min(count, _cgroup_cpus()))
+
+
+def _core(cpu: int) -> str:
+    """The physical core of a logical CPU, as the list of its hyper-threaded siblings."""
+    try:
+        with open(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list") as f:
+            return f.read().strip()
+    except OSError:
+        return str(cpu)
+
+
+def _cgroup_cpus() -> int:
+    """CPUs that the cgroup's quota is worth, rounded up; a large number without a quota."""
+    try:
+        with open("/sys/fs/cgroup/cpu.max") as f:
+            quota, period = f.read().split()
+        return -(-int(quota) // int(period))
+    except (OSError, ValueError):  # no cgroup v2, or "max"
+        return 1 << 20
+
+
+def available_memory() -> int | None:
+    """Bytes that can be allocated without swapping, or None where the system does not say."""
+    try:
+        with open("/proc/meminfo") as f:
+            fields = dict(line.split(":", 1) for line in f)
+        available = int(fields["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):
+        return None
+    try:
+        with open("/sys/fs/cgroup/memory.max") as limit, open("/sys/fs/cgroup/memory.current") as used:
+            return min(available, int(limit.read()) - int(used.read()))
+    except (OSError, ValueError):
+        return available
+
+
+def describe() -> dict[str, object]:
+    """What `edgeq doctor` reports of the machine and of Numba's settings."""
+    chosen = path()
+    known = frozenset().union(*(p.needs for p in PATHS))
+    return {
+        "machine": platform.machine(),
+        "cpu": llvm.get_host_cpu_name() if config.CPU_NAME is None else config.CPU_NAME,
+        "path": chosen.name,
+        "features": sorted(known & features()),
+        "physical_cores": physical_cores(),
+        "logical_cpus": os.cpu_count(),
+        "available_memory": available_memory(),
+        "llvm": ".".join(map(str, llvm.llvm_version_info)),
+    }

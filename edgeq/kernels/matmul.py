@@ -1,0 +1,192 @@
+"""y = x Wᵀ on prepared lanes: by far the most time of a model is spent in this file.
+
+Two loops, for one token and for many, over groups of sixteen output rows; the threads share out the groups, so that
+every output is computed by one thread in one order, whatever the number of threads. For many tokens a tile of them
+shares each unpacked operand.
+"""
+
+from llvmlite import ir
+from numba import prange, types
+from numba.extending import intrinsic
+
+from . import simd
+from .activations import quantize_row
+from .jit import kernel
+from .lanes import PLANE_BYTES, RUN
+from .simd import I8, I32, I64, Tile, _constant, _data, _dot4, _load, _load_f32, _lookup, _shuffle, _splat
+
+TOKENS = simd.PATH.tokens
+zero_one = simd.make_zero(1)
+zero_many = simd.make_zero(TOKENS)
+
+
+def _operand(builder, planes, run, table, quad):
+    """The codes of a quad, <64 x i8>, put together from the planes; planes: {name: address of the record's plane}."""
+    v64 = ir.VectorType(I8, 64)
+    code, shift = None, 0
+    for name in ("p1", "p2", "p4", "t4", "p8"):
+        if name not in planes:
+            continue
+        bits = int(name[1])
+        vectors = PLANE_BYTES[name] // 64
+        at = builder.add(builder.mul(run, I64(PLANE_BYTES[name])), I64(64 * (quad % vectors)))
+        part = _load(builder, planes[name], at, v64)
+        move = bits * (quad // vectors)
+        if move > shift:
+            part = builder.lshr(part, _constant(v64, move - shift))
+        elif move < shift:
+            part = builder.shl(part, _constant(v64, shift - move))
+        if bits < 8:
+            part = builder.and_(part, _constant(v64, ((1 << bits) - 1) << shift))
+        code = part if code is None else builder.or_(code, part)
+        shift += bits
+    return _lookup(builder, table, code) if "t4" in planes else code
+
+
+@intrinsic
+def add_run(typing, acc, w, record, run, table, zero, codes, scale, sums, token):
+    """Add the products of a run of 32 columns to acc: sixteen rows, and as many tokens as acc has vectors.
+
+    w: array of records; record: its flat index; run: of the record; codes (n, cols), scale (n, runs), sums (n, 2 runs):
+    the quantized activations, int8 or int16; token: the first of the tile. All arrays are contiguous.
+    """
+    fine = codes.dtype == types.int16
+    kind = w.dtype
+    fields = {name: (kind.offset(name), kind.typeof(name)) for name in kind.fields}
+    runs = fields[next(p for p in PLANE_BYTES if p in fields)][1].shape[0]
+    groups = fields["scale"][1].shape[0]
+    halves = 2 if groups == 2 * runs else 1
+    wide = "p8" in fields or "t4" in fields
+
+    def code(context, builder, sig, args):
+        i32, f32, v64 = ir.VectorType(I32, 16), acc.vector, ir.VectorType(I8, 64)
+        acc_, w_, record_, run_, table_, zero_, codes_, scale_, sums_, token_ = args
+        record_, run_, token_ = (
+            context.cast(builder, v, t, types.intp)
+            for v, t in zip((record_, run_, token_), (sig.args[2], sig.args[3], sig.args[9]), strict=True)
+        )
+        base = builder.gep(_data(context, builder, w, w_), [builder.mul(record_, I64(kind.size))])
+        at = {name: builder.gep(base, [I64(offset)]) for name, (offset, _) in fields.items()}
+        planes = {name: at[name] for name in PLANE_BYTES if name in fields}
+        table_ = (
+            _load(builder, _data(context, builder, table, table_), 0, ir.VectorType(I8, 16))
+            if "t4" in fields
+            else None
+        )
+        runs_in_row = context.make_array(scale)(context, builder, scale_).shape
+        runs_in_row = builder.extract_value(runs_in_row, 1)
+        # index of this run in a row of activations: records hold `runs` runs, rows hold whole records
+        first = builder.urem(builder.add(builder.mul(record_, I64(runs)), run_), runs_in_row)
+        tokens = [builder.add(token_, I64(i)) for i in range(acc.count)]
+        here = [builder.add(builder.mul(t, runs_in_row), first) for t in tokens]
+        # where each token's codes of this run begin, and its low bytes
+        row_bytes = builder.mul(runs_in_row, I64(RUN * (2 if fine else 1)))
+        high = [builder.add(builder.mul(t, row_bytes), builder.mul(first, I64(RUN))) for t in tokens]
+        bytes_ = high, [builder.add(at_, builder.mul(runs_in_row, I64(RUN))) for at_ in high]
+        codes_, scale_, sums_ = (
+            _data(context, builder, t, v) for t, v in ((codes, codes_), (scale, scale_), (sums, sums_))
+        )
+
+        def numbers(name, group):
+            """Sixteen scales or offsets of a group, as float32."""
+            dtype = fields[name][1].dtype
+            v = _load_f32(builder, at[name], builder.mul(group, I64(16 * dtype.bitwidth // 8)), dtype)
+            unit = {"scale": "unit", "offset": "offset_unit"}[name]
+            if unit in fields:
+                v = builder.fmul(v, _load_f32(builder, at[unit], 0, fields[unit][1].dtype))
+            return v
+
+        out = simd._vectors(builder, acc_)
+        for half in range(halves):
+            quads = range(8 // halves * half, 8 // halves * (half + 1))
+            operands = [_operand(builder, planes, run_, table_, quad) for quad in quads]
+            dots = [_constant(i32, 0)] * acc.count
+            for byte in range(2 if fine else 1):  # the high bytes' products, times 256, plus the low bytes'
+                for quad, operand in zip(quads, operands, strict=True):
+                    for i, at_ in enumerate(bytes_[byte]):
+                        four = _load(builder, codes_, builder.add(at_, I64(4 * quad)), I32)
+                        dots[i] = _dot4(
+                            builder, dots[i], operand, builder.bitcast(_splat(builder, four), v64), wide
+                        )
+                if fine and byte == 0:
+                    dots = [builder.shl(d, _constant(i32, 8)) for d in dots]
+            if halves == 2:
+                group = builder.add(builder.mul(run_, I64(2)), I64(half))
+            elif groups == runs:
+                group = run_
+            else:
+                group = builder.udiv(run_, I64(runs // groups))
+            d = numbers("scale", group)
+            o = (
+                numbers("offset", group)
+                if "offset" in fields
+                else builder.fmul(d, _splat(builder, builder.fneg(zero_)))
+            )
+            for i, h in enumerate(here):
+                s = _load(builder, scale_, builder.mul(h, I64(4)), ir.FloatType())
+                x = _load(builder, sums_, builder.add(builder.mul(h, I64(8)), I64(4 * half)), ir.FloatType())
+                if halves == 1:
+                    x = builder.fadd(
+                        x, _load(builder, sums_, builder.add(builder.mul(h, I64(8)), I64(4)), ir.FloatType())
+                    )
+                dot = builder.sitofp(dots[i], f32)
+                out[i] = simd._fma(builder, out[i], dot, builder.fmul(d, _splat(builder, s)))
+                out[i] = simd._fma(builder, out[i], o, _splat(builder, x))
+        return simd._tile(builder, out)
+
+    return acc(acc, w, record, run, table, types.float32, codes, scale, sums, token), code
+
+
+@kernel(parallel=True)
+def one(w, runs, table, zero, x, codes, scale, sums, out, column):
+    """out[0, column:] = x Wᵀ for one token; w (groups, records) with `runs` runs each, x f32 (1, cols), out f32."""
+    quantize_row(x, codes, scale, sums, 0)
+    for g in prange(w.shape[0]):
+        acc = zero_one()
+        for r in range(w.shape[1]):
+            for run in range(runs):
+                acc = add_run(acc, w, g * w.shape[1] + r, run, table, zero, codes, scale, sums, 0)
+        simd.store(out, column + 16 * g, 0, acc)
+
+
+@kernel(parallel=True)
+def many(w, runs, table, zero, x, codes, scale, sums, out, column):
+    """out[:n, column:] = x Wᵀ for n tokens; codes, scale, sums and out have whole tiles of TOKENS rows."""
+    for t in prange(x.shape[0]):
+        quantize_row(x, codes, scale, sums, t)
+    for g in prange(w.shape[0]):
+        for t in range(0, out.shape[0], TOKENS):
+            acc = zero_many()
+            for r in range(w.shape[1]):
+                for run in range(runs):
+                    acc = add_run(acc, w, g * w.shape[1] + r, run, table, zero, codes, scale, sums, t)
+            simd.store(out, t * out.shape[1] + column + 16 * g, out.shape[1], acc)
+
+
+@kernel(parallel=True)
+def one_float(w, x, out, column):
+    """out[0, column:] = x Wᵀ for one token; w (groups, cols, 16) of f32, f16 or bf16 as u16, x f32 (1, cols)."""
+    cols = w.shape[1]
+    for g in prange(w.shape[0]):
+        a, b, c, d = zero_one(), zero_one(), zero_one(), zero_one()
+        for k in range(0, cols - 3, 4):  # four sums, because one would wait for its own last addition
+            at = (g * cols + k) * 16
+            a = simd.outer(a, simd.load(w, at), x, k, 0)
+            b = simd.outer(b, simd.load(w, at + 16), x, k + 1, 0)
+            c = simd.outer(c, simd.load(w, at + 32), x, k + 2, 0)
+            d = simd.outer(d, simd.load(w, at + 48), x, k + 3, 0)
+        for k in range(cols // 4 * 4, cols):
+            a = simd.outer(a, simd.load(w, (g * cols + k) * 16), x, k, 0)
+        simd.store(out, column + 16 * g, 0, simd.add(simd.add(a, b), simd.add(c, d)))
+
+
+@kernel(parallel=True)
+def many_float(w, x, out, column):
+    """out[:, column:] = x Wᵀ; x and out have whole tiles of TOKENS rows."""
+    cols = w.shape[1]
+    for g in prange(w.shape[0]):
+        for t in range(0, out.shape[0], TOKENS):
+            acc = zero_many()
+            for k in range(cols):
+                acc = simd.outer(acc, simd.load(w, (g * cols + k) * 16), x, t * cols + k, cols)
+            simd.store(out, t * out.shape[1] + column + 16 * g, out.shape[1], acc)

@@ -1,0 +1,135 @@
+"""The forward pass on compiled kernels: integer products on prepared lanes, attention over a float16 cache."""
+
+from collections.abc import Callable, Sequence
+from itertools import groupby
+
+import numpy as np
+
+from .. import formats
+from ..tensor import Tensor
+from . import attention as attention_kernel
+from . import gate, matmul, norm, simd
+from .cache import KVCache
+from .heads import Heads
+from .jit import use_threads  # noqa: F401  (part of the backend)
+from .lanes import PLANE_BYTES, ROWS, RUN, Lanes, prepare
+from .matmul import TOKENS
+from .simd import kernel_view
+
+CACHE_DTYPE = np.float16 if simd.PATH.half else np.float32
+EMPTY = np.zeros(0, np.float32)
+# fewer tokens than this take 16-bit activations (see activations.py)
+FINE_TOKENS = 128
+# decoding one token shares each head's positions out in pieces of at least this many
+SHARE, MOST_SHARES = 256, 16
+
+
+class Product:
+    """x Wᵀ for one prepared matrix, written into columns of a wider output."""
+
+    def __init__(self, lanes: Lanes) -> None:
+        self.cols, self.is_float = lanes.cols, lanes.is_float
+        self.w = kernel_view(lanes.data)
+        self.width = len(self.w) * ROWS
+        x, out = np.zeros((1, lanes.cols), np.float32), np.zeros((1, 16), np.float32)
+        if lanes.is_float:
+            self.one = matmul.one_float.entry(self.w, x, out, 0)
+            self.many = matmul.many_float.entry(self.w, x, out, 0)
+            return
+        names = lanes.data.dtype.names
+        self.record_runs = lanes.data.dtype[next(p for p in PLANE_BYTES if p in names)].shape[0]
+        self.runs = self.w.shape[1] * self.record_runs
+        self.table = lanes.table
+        self.zero = np.float32(simd.WIDE_BIAS if "p8" in names or "t4" in names else lanes.zero)
+        fixed = self.w, self.record_runs, self.table, self.zero, x
+        self.one = matmul.one.entry(*fixed, *self.scratch(1, np.int16), out, 0)
+        self.many = matmul.many.entry(*fixed, *self.scratch(1, np.int16), out, 0)
+        self.coarse = matmul.many.entry(*fixed, *self.scratch(1, np.int8), out, 0)
+
+    def scratch(self, n: int, codes: type) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Room for the codes, scales and sums of n quantized tokens."""
+        return (
+            np.empty((n, self.runs * RUN), codes),
+            np.empty((n, self.runs), np.float32),
+            np.empty((n, 2 * self.runs), np.float32),
+        )
+
+    def __call__(self, x: np.ndarray, out: np.ndarray, column: int) -> None:
+        """x f32 (n, cols); out f32 (n rounded up to a tile, width or more), from `column` on."""
+        f = self.one if len(out) == 1 else self.many
+        codes = np.int16
+        if self.is_float:
+            if len(x) != len(out):
+                x = np.concatenate([x, np.zeros((len(out) - len(x), self.cols), np.float32)])
+            f(self.w, x, out, column)
+            return
+        if len(x) >= FINE_TOKENS:
+            f, codes = self.coarse, np.int8
+        f(self.w, self.record_runs, self.table, self.zero, x, *self.scratch(len(out), codes), out, column)
+
+
+class Linear:
+    """y = x @ Wᵀ + b on prepared lanes, x f32 (n, cols), y f32 (n, rows)."""
+
+    def __init__(self, products: list[Product], rows: int, bias: np.ndarray | None) -> None:
+        self.products, self.rows, self.bias = products, rows, bias
+        self.width = -(-rows // ROWS) * ROWS
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        n = len(x)
+        y = np.empty((n if n == 1 else -(-n // TOKENS) * TOKENS, self.width), np.float32)
+        column = 0
+        for product in self.products:
+            product(x, y, column)
+            column += product.width
+        y = y[:n] if self.rows == self.width else np.ascontiguousarray(y[:n, : self.rows])
+        return y if self.bias is None else y + self.bias
+
+
+def linear(tensors: Sequence[Tensor], bias: np.ndarray | None = None) -> Linear:
+    """A matrix product with the rows of the tensors stacked; neighbours of one format become one prepared matrix."""
+    rows = sum(t.rows for t in tensors)
+    whole = all(t.rows % ROWS == 0 for t in tensors[:-1])
+    if not whole:
+        raise ValueError(f"{tensors[0].name}: {tensors[0].rows} rows, stacking needs a multiple of {ROWS}")
+    products = [Product(prepare(list(same))) for _, same in groupby(tensors, key=lambda t: t.format)]
+    return Linear(products, rows, bias)
+
+
+def embedding(tensor: Tensor) -> Callable[[np.ndarray], np.ndarray]:
+    """ids (n,) -> float32 (n, cols): rows of the table, unpacked when they are needed."""
+    return lambda ids: formats.dequantize(formats.take(tensor, ids))
+
+
+def rms_norm(x: np.ndarray, weight: np.ndarray, eps: float) -> np.ndarray:
+    """x / sqrt(mean(x²) + eps) * weight of every row."""
+    out = np.empty_like(x)
+    norm.rms_norm(x, weight, np.float32(eps), out)
+    return out
+
+
+def attention(qkv: np.ndarray, cache: KVCache, layer: int, heads: Heads) -> np.ndarray:
+    """Attend from n new tokens to themselves and all before them, and store their keys and values."""
+    n, end = len(qkv), cache.length
+    rope = cache.ropes[layer]
+    keys, values = kernel_view(cache.keys[layer]), kernel_view(cache.values[layer])
+    tiles = -(-n * heads.heads // heads.kv_heads // attention_kernel.ROWS)
+    seen = min(end, heads.window or end)
+    shares = max(1, min(MOST_SHARES, seen // SHARE)) if n == 1 else 1
+    units = heads.kv_heads * tiles * shares
+    out = np.empty((n, heads.heads, heads.head_dim), np.float32)
+    attention_kernel.attention(
+        qkv.reshape(-1), keys, values, rope.cos, rope.sin, rope.interleaved,
+        EMPTY if heads.q_norm is None else heads.q_norm, EMPTY if heads.k_norm is None else heads.k_norm,
+        np.float32(heads.eps), np.float32(heads.scale), heads.window, end - n, shares, np.empty_like(out),
+        np.empty((units, attention_kernel.ROWS, heads.head_dim), np.float32),
+        np.empty((units, attention_kernel.ROWS), np.float32), np.empty((units, attention_kernel.ROWS), np.float32), out,
+    )  # fmt: skip
+    return out.reshape(n, -1)
+
+
+def gated(gate_up: np.ndarray, activation: str) -> np.ndarray:
+    """activation(gate) * up, of gate_up (n, 2 ffn) -> (n, ffn)."""
+    out = np.empty((len(gate_up), gate_up.shape[1] // 2), np.float32)
+    {"silu": gate.silu_gate, "gelu": gate.gelu_gate}[activation](gate_up, out)
+    return out
