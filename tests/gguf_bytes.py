@@ -1,7 +1,7 @@
 """GGUF files made of bytes, sound ones and those that no writer would write.
 
-The layout is packed here once more, independently of the reader, and every count, type and offset can be set to a
-lie. `model` is the short way to a sound file.
+The layout is packed here once more, independently of the reader, and every count, type and offset can be set
+to a lie. `model` is the short way to a sound file.
 """
 
 import struct

@@ -13,7 +13,6 @@ import pytest
 from edgeq import FormatError, files, formats
 from edgeq.files.gguf import read
 
-VOCABULARY = Path(__file__).parents[2] / "shared/data/vocab/ggml-vocab-llama-spm.gguf"
 STORED = [name for name in formats.names() if formats.get(name).GGML]
 
 
@@ -83,14 +82,13 @@ def test_reads_what_gguf_py_writes(every_kind):
     assert_equal_to_gguf_py(every_kind)
 
 
-@pytest.mark.skipif(not VOCABULARY.exists(), reason=f"no {VOCABULARY}")
-def test_real_vocabulary():
-    assert_equal_to_gguf_py(VOCABULARY)
+def test_real_vocabulary(shared):
+    assert_equal_to_gguf_py(shared / "data/vocab/ggml-vocab-llama-spm.gguf")
 
 
 @pytest.mark.model
 def test_real_model(smollm2_path):
-    assert_equal_to_gguf_py(Path(smollm2_path))
+    assert_equal_to_gguf_py(smollm2_path)
 
 
 def test_by_hand(tmp_path):

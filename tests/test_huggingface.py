@@ -71,12 +71,9 @@ def test_bfloat16(folder):
     assert files.read(folder, mmap=False)[1]["w"].data.tobytes() == tensor.data.tobytes() == data
 
 
-def test_a_real_checkpoint():
-    real = Path(__file__).parents[2] / "shared/data/stories260k"
-    if not real.exists():
-        pytest.skip(f"no {real}")
-    arrays = safetensors.numpy.load_file(real / "model.safetensors")
-    meta, tensors = files.read(real)
+def test_a_real_checkpoint(stories260k):
+    arrays = safetensors.numpy.load_file(stories260k / "model.safetensors")
+    meta, tensors = files.read(stories260k)
     assert meta["config"]["model_type"] == "llama"
     assert tensors.keys() == arrays.keys()
     for name, array in arrays.items():

@@ -32,7 +32,7 @@ import numpy as np
 from .. import formats
 from ..errors import FormatError
 from ..tensor import Tensor
-from .source import Allowance, Raw, brief, foreign, shown
+from .source import AGAIN, Allowance, Raw, brief, foreign, shown
 
 # Value types that are plain numbers, by the letter that struct and NumPy share for them.
 NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
@@ -51,7 +51,6 @@ GGML_TYPES = (
 # fmt: on
 
 SHORT = 1024  # texts up to this length, and as many of them, are read between two charges of the allowance
-INCOMPLETE = "The file may be an incomplete download"
 
 
 class Header:
@@ -75,16 +74,14 @@ class Header:
         if version in (1 << 24, 2 << 24, 3 << 24):
             raise self.error("", "a big-endian GGUF file", "a little-endian one", "Convert the model again")
         if version not in (2, 3):
-            raise self.error(
-                "version", f"{version}", "2 or 3", "Convert the model again" if version == 1 else ""
-            )
+            raise self.error("version", f"{version}", "2 or 3", "Convert the model again")
         n_tensors, n_keys = self.number(U64, "number of tensors"), self.number(U64, "number of keys")
         left = self.size - self.pos
         # The least a tensor takes is 33 bytes (a letter for a name, one dim), and a key 14 (a letter, a u8).
         for what, count, least in (("tensors", n_tensors, 33), ("keys", n_keys, 14)):
             if count * least > left:
                 expected = f"at most the {left // least:,} that {left:,} bytes can hold"
-                raise self.error(f"number of {what}", f"{count:,}", expected, INCOMPLETE)
+                raise self.error(f"number of {what}", f"{count:,}", expected, AGAIN)
         return n_tensors, n_keys
 
     def metadata(self, count: int) -> dict[str, Any]:
@@ -127,7 +124,7 @@ class Header:
                 raise self.error(where, f"offset {offset:,}", expected)
             end = start + nbytes
             if end > self.size:
-                raise self.error(where, f"a file of {self.size:,} bytes", f"at least {end:,}", INCOMPLETE)
+                raise self.error(where, f"a file of {self.size:,} bytes", f"at least {end:,}", AGAIN)
             tensors[name] = Tensor(name, format, shape, data[start:end])
         return tensors
 
@@ -208,7 +205,7 @@ class Header:
     def string(self, where: str, limit: int = 1 << 30) -> str:
         length = self.number(U64, where)
         if length > limit:
-            raise self.error(where, f"a text of {length:,} bytes", f"at most {limit:,}", INCOMPLETE)
+            raise self.error(where, f"a text of {length:,} bytes", f"at most {limit:,}", AGAIN)
         start = self.take(length, where)
         self.allowance.spend(self.path, where, 100 + 5 * length)
         text = self.raw[start : self.pos]
@@ -225,6 +222,6 @@ class Header:
         start, left = self.pos, self.size - self.pos
         if nbytes > left:
             found = f"{nbytes:,} bytes to read at byte {start:,}"
-            raise self.error(where, found, f"at most the {left:,} left in the file", INCOMPLETE)
+            raise self.error(where, found, f"at most the {left:,} left in the file", AGAIN)
         self.pos += nbytes
         return start

@@ -23,7 +23,7 @@ from .. import formats
 from ..errors import FormatError
 from ..tensor import Tensor
 from . import strict_json
-from .source import Allowance, brief, check_size, foreign, open_raw, shown
+from .source import AGAIN, Allowance, brief, check_size, foreign, open_raw, shown
 
 FORMATS = {"F32": "f32", "F16": "f16", "BF16": "bf16"}
 FIELDS = {"dtype", "shape", "data_offsets"}
@@ -42,7 +42,7 @@ def read(path: str | os.PathLike, allowance: Allowance, *, mmap: bool = True) ->
     start = 8 + int.from_bytes(raw[:8], "little")
     if start > min(len(raw), 8 + MAX_HEADER):
         limit = f"at most {MAX_HEADER:,}, in a file of {len(raw):,} bytes"
-        fail("header", f"a length of {start - 8:,} bytes", limit, "The file may be an incomplete download")
+        fail("header", f"a length of {start - 8:,} bytes", limit, AGAIN)
     entries = strict_json.parse(raw[8:start], path, "header", allowance, parse_int=_natural)
 
     metadata = entries.pop("__metadata__", {})
@@ -78,7 +78,7 @@ def read(path: str | os.PathLike, allowance: Allowance, *, mmap: bool = True) ->
             fail(where, f"data up to byte {stop:,}", f"up to {end:,}, as shape {shape} in {format} needs")
         tensors[name] = Tensor(name, format, shape, data[begin:end])
     if end != len(data):
-        hint = "The file may be an incomplete download" if end > len(data) else ""
+        hint = AGAIN if end > len(data) else ""
         fail("", f"{len(data):,} bytes of data", f"{end:,}, as the header says", hint)
     check_size(path, raw)
     return tensors

@@ -18,40 +18,41 @@ from ..errors import FormatError
 
 Raw = mmap.mmap | bytes
 
-MAX_PARTS = 512  # files of one model; each mapping holds a descriptor, and systems give about a thousand
-
-AGAIN = "The download went wrong: fetch the file again"
+AGAIN = "The download may be incomplete or damaged: fetch the file again"
 SAFER = "A pickle can run any code when it is opened: save the model as safetensors or GGUF"
-CONVERT = "Convert the model to GGUF again"
-UNPACK = "Unpack it first"
-# What people pass for a model by mistake, by its first bytes in lower case.
-KINDS = (
-    (b"gguf", "a GGUF file", ""),
+
+# What people pass for a model by mistake: the first bytes of binary files, and the first words of texts.
+MAGICS = (
+    (b"GGUF", "a GGUF file", ""),
+    (b"lmgg", "a GGML file, older than GGUF", "Convert the model again"),
+    (b"fmgg", "a GGMF file, older than GGUF", "Convert the model again"),
+    (b"tjgg", "a GGJT file, older than GGUF", "Convert the model again"),
+    (b"algg", "a GGLA adapter, older than GGUF", "Convert the model again"),
+    (b"PK\x03\x04", "a zip archive", "Unpack it first"),
+    (b"\x1f\x8b", "a gzip archive", "Unpack it first"),
+    (b"\xfd7zXZ\0", "an xz archive", "Unpack it first"),
+    (b"\x28\xb5\x2f\xfd", "a zstd archive", "Unpack it first"),
+    (b"\x89HDF", "an HDF5 file", ""),
+    (b"\x93NUMPY", "a NumPy array", ""),
+)
+WORDS = (
     (b"version https://git-lfs", "a git-LFS pointer, not the file it stands for", "Run: git lfs pull"),
     (b"<!doctype html", "an HTML page", AGAIN),
     (b"<html", "an HTML page", AGAIN),
     (b"<?xml", "an XML document", AGAIN),
-    (b"lmgg", "a GGML file, older than GGUF", CONVERT),
-    (b"fmgg", "a GGMF file, older than GGUF", CONVERT),
-    (b"tjgg", "a GGJT file, older than GGUF", CONVERT),
-    (b"algg", "a GGLA adapter, older than GGUF", CONVERT),
-    (b"pk\x03\x04", "a zip archive", UNPACK),
-    (b"\x1f\x8b", "a gzip archive", UNPACK),
-    (b"\xfd7zxz\0", "an xz archive", UNPACK),
-    (b"\x28\xb5\x2f\xfd", "a zstd archive", UNPACK),
-    (b"\x89hdf", "an HDF5 file", ""),
-    (b"\x93numpy", "a NumPy array", ""),
+)
+
+MAX_PARTS = 512  # files of one model; each mapping holds a descriptor, and systems give about a thousand
+SPARE = (
+    56_000_000  # bytes; a header may cost its file's size and 64 MB, of which 8 are for work between charges
 )
 
 
 class Allowance:
-    """Heap memory that the headers of one model may take: the size of its files, and 64 MB.
-
-    Charges are upper bounds; 8 of the 64 MB stay back for what is built between two charges.
-    """
+    """Heap memory that the headers of one model may take. Charges are upper bounds."""
 
     def __init__(self) -> None:
-        self.left = 56_000_000
+        self.left = SPARE
 
     def spend(self, path: object, where: str, nbytes: int) -> None:
         """Charge `nbytes`; FormatError once everything is spent."""
@@ -105,17 +106,20 @@ def recognize(head: bytes, size: int) -> tuple[str, str]:
         return "a PyTorch checkpoint, which is a zip of pickles", SAFER
     if head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
         return "a Python pickle", SAFER
+    for magic, name, hint in MAGICS:
+        if head.startswith(magic):
+            return name, hint
     text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
-    for magic, name, hint in KINDS:
-        if head.lower().startswith(magic) or (magic.isascii() and text.lower().startswith(magic)):
+    for words, name, hint in WORDS:
+        if text.lower().startswith(words):
             return name, hint
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < size:
         return "a safetensors file", "Give the folder that holds it and its config.json"
     if not head.strip(b"\0"):
         return "zeros", AGAIN
-    words = text[:60].decode("latin-1")
-    if text and text.isascii() and " ".join(words.split()).isprintable():
-        return f"{'JSON' if words[0] in '{[' else 'text'}, {shown(words)}", ""
+    line = " ".join(text[:60].decode("latin-1").split())
+    if line and text.isascii() and line.isprintable():
+        return f"{'JSON' if line[0] in '{[' else 'text'}, {line}", ""
     return f"unknown bytes, {head[:8].hex(' ')}", ""
 
 
