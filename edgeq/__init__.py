@@ -3,4 +3,39 @@
 Importing the package is cheap: NumPy, Numba and the kernels load with the first use of a name below.
 """
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from .errors import ContextFull, EdgeqError, FormatError, ModelNotFound
+
+if TYPE_CHECKING:
+    from . import tokenizer
+    from .generate import Stream
+    from .llm import LLM, load
+
 __version__ = "0.1.0"
+__all__ = [
+    "LLM",
+    "ContextFull",
+    "EdgeqError",
+    "FormatError",
+    "ModelNotFound",
+    "Stream",
+    "load",
+    "tokenizer",
+]
+
+_HOME = {"LLM": ".llm", "Stream": ".generate", "load": ".llm"}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is used."""
+    if name in _HOME:
+        return getattr(importlib.import_module(_HOME[name], __name__), name)
+    if name == "tokenizer":
+        return importlib.import_module(".tokenizer", __name__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

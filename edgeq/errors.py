@@ -11,9 +11,9 @@ class FormatError(EdgeqError, ValueError):
     Parameters
     ----------
     path : the file (or folder) that was read.
-    where : the tensor, key or byte range in it, e.g. ``"tensor blk.0.attn_q.weight"``; ``""`` for the whole file.
-    found, expected : what stood there, and what should have stood there.
-    hint : what the user can do about it.
+    where : the tensor, key or byte range in it, e.g. ``"tensor blk.0.attn_q.weight"``; ``""`` for the whole
+    file. found, expected : what stood there, and what should have stood there. hint : what the user can do
+    about it.
     """
 
     def __init__(self, path: object, where: str, *, found: str, expected: str, hint: str = "") -> None:

@@ -2,9 +2,9 @@
 
     w ≈ scale * levels[code] + offset          scale and offset shared by a group of neighbouring weights
 
-int8, ternary, q4_0, q4_k, iq4_nl, nf4, GPTQ, AWQ and HQQ differ in `levels`, in the group, and in how a file stores
-scale and offset. Many store them in two steps, small integers times a unit that several groups share (the k-quants,
-double quantization):
+int8, ternary, q4_0, q4_k, iq4_nl, nf4, GPTQ, AWQ and HQQ differ in `levels`, in the group, and in how a file
+stores scale and offset. Many store them in two steps, small integers times a unit that several groups share
+(the k-quants, double quantization):
 
     scale  = unit[group // per_unit]        * steps[group]
     offset = offset_unit[group // per_unit] * offset_steps[group]
@@ -45,7 +45,9 @@ def expand(unit: np.ndarray, steps: np.ndarray | None) -> np.ndarray:
 
 
 def decode(codes: np.ndarray, grid: Grid | None) -> np.ndarray:
-    """Weights float32 (rows, cols) of codes uint8 (rows, cols); the values of a float format are their own codes."""
+    """Weights float32 (rows, cols) of codes uint8 (rows, cols); the values of a float format are their own
+    codes.
+    """
     if grid is None:
         return codes.astype(np.float32)
     rows, cols = codes.shape

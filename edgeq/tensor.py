@@ -1,7 +1,7 @@
 """Tensor: the file's own bytes, the name of their format, and the logical shape.
 
-Everything that reads a file makes these, everything that writes or runs one takes them, and nothing else passes
-between the two. The bytes are a view of the mapped file: making a Tensor reads nothing.
+Everything that reads a file makes these, everything that writes or runs one takes them, and nothing else
+passes between the two. The bytes are a view of the mapped file: making a Tensor reads nothing.
 """
 
 from collections.abc import Mapping
@@ -20,7 +20,8 @@ class Tensor(NamedTuple):
     format : module name in ``edgeq.formats``, e.g. ``"q4_k"``.
     shape : logical shape in NumPy order; a weight is (rows, cols) = (outputs, inputs).
     data : uint8 (nbytes,), C-contiguous: the encoded rows one after the other.
-    parts : further arrays of formats that keep them apart from the codes, e.g. ``{"scale": f32 (rows,)}`` for i8.
+    parts : further arrays of formats that keep them apart from the codes, e.g. ``{"scale": f32 (rows,)}`` for
+    i8.
     """
 
     name: str

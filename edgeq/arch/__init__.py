@@ -3,12 +3,13 @@
 A module holds
 
     network(meta, weights) -> Network    config, ropes(positions), forward(ids, cache) -> hidden states, head
-    HF_NAMES, from_huggingface(config)   its names in Hugging Face checkpoints, and GGUF metadata of a config.json
+    HF_NAMES, from_huggingface(config)   its names in Hugging Face checkpoints, and GGUF metadata of a
+    config.json
 """
 
 import importlib
 import pkgutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -36,17 +37,17 @@ class Model:
     ----------
     config : the model's shape.
     backend : "numba" or "numpy".
+    threads : threads that compute.
     """
 
-    def __init__(self, network: Any, backend: str) -> None:
-        self.network, self.backend = network, backend
-        self.config = network.config
+    def __init__(self, network: Any, backend: str, threads: int) -> None:
+        self.network, self.backend, self.threads = network, backend, threads
+        self.config, self.ops = network.config, kernels.backend(backend)
 
     def new_cache(self, capacity: int) -> KVCache:
         """An empty cache for a sequence of up to `capacity` tokens."""
         c = self.config
-        dtype = kernels.backend(self.backend).CACHE_DTYPE
-        return KVCache(capacity, c.kv_heads, c.head_dim, self.network.ropes(capacity), dtype)
+        return KVCache(capacity, c.kv_heads, c.head_dim, self.network.ropes(capacity), self.ops.CACHE_DTYPE)
 
     def __call__(
         self, ids: Sequence[int], cache: KVCache, logits: Literal["last", "all"] = "last"
@@ -67,6 +68,7 @@ class Model:
         if start + len(ids) > cache.capacity:
             raise ContextFull(f"{start} + {len(ids)} tokens do not fit the context of {cache.capacity}")
         out = []
+        self.ops.use_threads(self.threads)
         try:
             for at in range(0, len(ids), CHUNK):
                 chunk = ids[at : at + CHUNK]
@@ -86,9 +88,15 @@ def load(
     *,
     backend: str = "numba",
     path: object = "model",
+    threads: int | None = None,
     progress: Progress | None = None,
+    release: Callable[[np.ndarray], None] = lambda data: None,
 ) -> Model:
-    """Build the model of a file's metadata and tensors (as ``files.read`` gives them)."""
+    """Build the model of a file's metadata and tensors (as ``files.read`` gives them).
+
+    `threads` None takes one for each core; `release` is called with the bytes of each matrix that was copied,
+    as ``files.release`` wants them.
+    """
     raw = meta.get("config")
     name = meta.get("general.architecture") if raw is None else huggingface.architecture(raw)
     if name not in names():
@@ -96,5 +104,7 @@ def load(
     module = importlib.import_module(f"{__name__}.{name}")
     if raw is not None:
         meta, tensors = huggingface.translate(raw, tensors, module, path)
-    weights = Weights(tensors, kernels.backend(backend), path, progress)
-    return Model(module.network(meta, weights), backend)
+    ops = kernels.backend(backend)
+    network = module.network(meta, Weights(tensors, ops, path, progress, release))
+    ops.ready(progress)
+    return Model(network, backend, threads or kernels.cores())

@@ -1,11 +1,11 @@
 """Gemma 3, text (arXiv 2503.19786).
 
     x = embed(ids) * sqrt(dim)
-    x += norm(o(attention(q, k, v of norm(x))))          RMS norms on both sides, and on every query and key head
-    x += norm(down(gelu(gate(norm(x))) * up(norm(x))))
+    x += norm(o(attention(q, k, v of norm(x))))          RMS norms on both sides, and on every query and key
+    head x += norm(down(gelu(gate(norm(x))) * up(norm(x))))
 
-Five of six layers see a sliding window and turn by a rotary base of 10,000; the sixth sees everything, with the
-file's base. A norm gain g multiplies by 1 + g in a Hugging Face checkpoint; GGUF files hold 1 + g.
+Five of six layers see a sliding window and turn by a rotary base of 10,000; the sixth sees everything, with
+the file's base. A norm gain g multiplies by 1 + g in a Hugging Face checkpoint; GGUF files hold 1 + g.
 """
 
 from collections.abc import Mapping
@@ -123,9 +123,7 @@ class Network:
         self.embed = self.ops.embedding(weights.tensor("token_embd.weight", vocab, c.dim))
         self.layers = [Layer(weights, c, i, scale, one) for i in range(c.layers)]
         self.norm = weights.vector("output_norm.weight", c.dim) + np.float32(one)
-        self.head = weights.linear(
-            c.dim, **{"output" if "output.weight" in weights.tensors else "token_embd": vocab}
-        )
+        self.head = weights.head(vocab, c.dim)
 
     def ropes(self, positions: int) -> list[Rope]:
         """Each layer's rotary angles for that many positions."""

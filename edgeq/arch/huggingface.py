@@ -52,7 +52,9 @@ class Config:
         return float(value)
 
     def rope(self, kind: str | None = None) -> dict[str, Any]:
-        """The rotary embedding's parameters: `rope_parameters`, or `rope_theta` and `rope_scaling` of older files."""
+        """The rotary embedding's parameters: `rope_parameters`, or `rope_theta` and `rope_scaling` of older
+        files.
+        """
         new = self.raw.get("rope_parameters")
         if isinstance(new, dict):
             return new.get(kind, new) if kind else new

@@ -1,5 +1,5 @@
-"""Llama (arXiv 2302.13971, 2307.09288, 2407.21783) and the many models that share its blocks: Llama 1-3.x, Mistral,
-SmolLM2, TinyLlama.
+"""Llama (arXiv 2302.13971, 2307.09288, 2407.21783) and the many models that share its blocks: Llama 1-3.x,
+Mistral, SmolLM2, TinyLlama.
 
     x += o(attention(q, k, v of norm(x)))          rotary positions, grouped-query attention
     x += down(silu(gate(norm(x))) * up(norm(x)))
@@ -9,7 +9,6 @@ Biases are used where the file has them; a file without an output matrix ties it
 
 from collections.abc import Mapping
 from dataclasses import replace
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -89,9 +88,7 @@ class Network:
         self.embed = self.ops.embedding(weights.tensor("token_embd.weight", vocab, c.dim))
         self.layers = [Layer(weights, c, i, head_norms) for i in range(c.layers)]
         self.norm = weights.vector("output_norm.weight", c.dim)
-        self.head = weights.linear(
-            c.dim, **{"output" if "output.weight" in weights.tensors else "token_embd": vocab}
-        )
+        self.head = weights.head(vocab, c.dim)
 
     def ropes(self, positions: int) -> list[Rope]:
         """Each layer's rotary angles for that many positions."""

@@ -1,4 +1,6 @@
-"""Qwen2 and Qwen2.5 (arXiv 2407.10671): Llama's blocks, with biases on q, k and v and rotary pairs in halves."""
+"""Qwen2 and Qwen2.5 (arXiv 2407.10671): Llama's blocks, with biases on q, k and v and rotary pairs in
+halves.
+"""
 
 from collections.abc import Mapping
 from typing import Any

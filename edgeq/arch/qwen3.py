@@ -1,5 +1,5 @@
-"""Qwen3 (arXiv 2505.09388): Llama's blocks without biases, an RMS norm on every query and key head before the rotary
-embedding, whose pairs are in halves.
+"""Qwen3 (arXiv 2505.09388): Llama's blocks without biases, an RMS norm on every query and key head before the
+rotary embedding, whose pairs are in halves.
 """
 
 from collections.abc import Mapping

@@ -14,12 +14,20 @@ Progress = Callable[[str, int, int], None]
 
 
 class Weights:
-    """The tensors of a file and the backend that computes with them; reports progress in bytes as they are prepared."""
+    """The tensors of a file and the backend that computes with them; reports progress in bytes as they are
+    prepared.
+    """
 
     def __init__(
-        self, tensors: Mapping[str, Tensor], ops: ModuleType, path: object, progress: Progress | None = None
+        self,
+        tensors: Mapping[str, Tensor],
+        ops: ModuleType,
+        path: object,
+        progress: Progress | None = None,
+        release: Callable[[np.ndarray], None] = lambda data: None,
     ) -> None:
-        self.tensors, self.ops, self.path, self.progress = tensors, ops, path, progress
+        self.tensors, self.ops, self.path = tensors, ops, path
+        self.progress, self.release = progress, release
         self.done, self.total = 0, sum(t.nbytes for t in tensors.values())
 
     def tensor(self, name: str, *shape: int) -> Tensor:
@@ -53,8 +61,10 @@ class Weights:
         """Like `vector`, or None when the file has no tensor of that name."""
         return self.vector(name, size) if name in self.tensors else None
 
-    def linear(self, cols: int, **rows: int) -> Any:
-        """x @ Wᵀ + b of several matrices stacked, e.g. ``linear(576, **{"blk.0.attn_q": 576, "blk.0.attn_k": 192})``."""
+    def linear(self, cols: int, *, batches: bool = True, **rows: int) -> Any:
+        """x @ Wᵀ + b of several matrices stacked, e.g. ``linear(576, **{"blk.0.attn_q": 576, "blk.0.attn_k":
+        192})``.
+        """
         matrices = [self.tensor(f"{name}.weight", n, cols) for name, n in rows.items()]
         biases = [self.optional_vector(f"{name}.bias", n) for name, n in rows.items()]
         bias = None
@@ -65,8 +75,15 @@ class Weights:
                     for b, n in zip(biases, rows.values(), strict=True)
                 ]
             )
-        f = self.ops.linear(matrices, bias)
+        f = self.ops.linear(matrices, bias, batches=batches)
         self.done += sum(m.nbytes for m in matrices)
+        for m in matrices:
+            self.release(m.data)
         if self.progress:
             self.progress("preparing weights", self.done, self.total)
         return f
+
+    def head(self, rows: int, cols: int) -> Any:
+        """The output matrix, which is the embedding's where the file has none of its own."""
+        name = "output" if "output.weight" in self.tensors else "token_embd"
+        return self.linear(cols, batches=False, **{name: rows})

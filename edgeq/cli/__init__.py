@@ -1,0 +1,56 @@
+"""The command line. A verb is a file: `edgeq run` is the `command` of edgeq/cli/run.py, imported when called.
+
+Modules whose names begin with an underscore hold what verbs share. What was asked for goes to stdout, all
+else to stderr; an EdgeqError is one line there and exit status 1, wrong usage is 2, Ctrl-C 130.
+"""
+
+import importlib
+import io
+import os
+import pkgutil
+import sys
+
+import click
+
+from .. import __version__
+from ..errors import EdgeqError
+
+
+class Verbs(click.Group):
+    """The files of this folder as commands."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Names of all verbs, sorted."""
+        return sorted(m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_"))
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        """The command of a verb."""
+        if name not in self.list_commands(ctx):
+            return None
+        return importlib.import_module(f"{__name__}.{name}").command
+
+
+@click.command(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="edgeq")
+def edgeq() -> None:
+    """Run small language models on this machine's CPU."""
+
+
+def main() -> None:
+    """Entry point of the `edgeq` command."""
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # another encoding is no reason to stop
+    try:
+        status = edgeq.main(prog_name="edgeq", standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        status = error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        status = 130
+    except (EdgeqError, OSError, MemoryError) as error:
+        if os.environ.get("EDGEQ_DEBUG") == "1":
+            raise
+        click.echo(f"edgeq: {error or type(error).__name__}", err=True)
+        status = 1
+    sys.exit(status)

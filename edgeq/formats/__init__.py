@@ -37,7 +37,7 @@ def get(name: str) -> ModuleType:
 @cache
 def from_ggml(number: int) -> str | None:
     """Name of the format that has this number in GGUF files, or None."""
-    return next((n for n in names() if get(n).GGML == number), None)
+    return next((n for n in names() if number == get(n).GGML), None)
 
 
 def row_bytes(name: str, cols: int) -> int:
@@ -49,7 +49,9 @@ def row_bytes(name: str, cols: int) -> int:
 
 
 def unpack(tensor: Tensor, start: int = 0, stop: int | None = None) -> tuple[np.ndarray, Grid | None]:
-    """Codes (rows, cols) and grid of the rows start:stop of a tensor; a float format gives its values and None."""
+    """Codes (rows, cols) and grid of the rows start:stop of a tensor; a float format gives its values and
+    None.
+    """
     module = get(tensor.format)
     stop = tensor.rows if stop is None else stop
     width = row_bytes(tensor.format, tensor.cols)

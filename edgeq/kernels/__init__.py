@@ -1,6 +1,6 @@
 """The forward pass's operations, in two backends that offer the same functions.
 
-    numpy_backend   readable, exact, float32 from the unpacked weights: the specification and the auditor's path
+    numpy_backend   readable, exact, float32 from the unpacked weights: specification and auditor's path
     numba_backend   integer kernels on prepared lanes: the fast path
 
 A backend is a module with
@@ -10,11 +10,16 @@ A backend is a module with
     rms_norm(x, weight, eps)
     attention(qkv, cache, layer, heads)
     gated(gate_up, activation)     silu(gate) * up, or gelu(gate) * up
+    ready(progress)                compile what the above will run
+    use_threads(count)             threads of the calling thread's next operations
     CACHE_DTYPE                    element type of the key/value cache
 """
 
 import importlib
+from collections.abc import Callable
 from types import ModuleType
+
+from .cores import cores as cores
 
 BACKENDS = ("numba", "numpy")
 
@@ -24,3 +29,10 @@ def backend(name: str) -> ModuleType:
     if name not in BACKENDS:
         raise ValueError(f"unknown backend {name!r}; edgeq has {', '.join(BACKENDS)}")
     return importlib.import_module(f"{__name__}.{name}_backend")
+
+
+def warmup(progress: Callable[[str, int, int], None] | None = None) -> None:
+    """Compile every kernel for this machine: all formats, for one token and for many."""
+    ops = backend("numba")
+    ops.want_everything()
+    ops.ready(progress)

@@ -1,14 +1,16 @@
 """Activations as integers, made on the fly: one scale for 32 numbers of a token.
 
-    coarse, 8 bits     d = max|x| / 127            q = round(x / d)                          x ≈ d * q
-    fine, 16 bits      d = max|x| / (127 * 256)    256 * q + r = round(x / d), |r| <= 127    x ≈ d * (256 * q + r)
+    coarse, 8 bits    d = max|x| / 127            q = round(x / d)           x ≈ d * q
+    fine, 16 bits     d = max|x| / (127 * 256)    256 q + r = round(x / d)   x ≈ d * (256 q + r), |r| <= 127
 
-Coarse is what llama.cpp's Q8_0 and Q8_1 are, and what products of many tokens use, whose limit is arithmetic. Its error
-is that of an 8-bit format for the activations, and a model's outliers make it felt: a mean |ΔNLL| of 0.04 on SmolLM2.
-A product of few tokens waits for the weights to come from memory, and the second byte costs it little.
+Coarse is what llama.cpp's Q8_0 and Q8_1 are, and what products of many tokens use, whose limit is arithmetic.
+Its error is that of an 8-bit format for the activations, and a model's outliers make it felt: a mean |ΔNLL|
+of 0.04 on SmolLM2. A product of few tokens waits for the weights to come from memory, and the second byte
+costs it little.
 
-With the codes go the sums d * Σ of every 16 of them: the part of a matrix product that an offset (or the zero code) of
-the weights multiplies, Σ (s·code + o)·x = s·Σ code·x + o·Σ x, is one multiply-add a group instead of one a weight.
+With the codes go the sums d * Σ of every 16 of them: the part of a matrix product that an offset (or the zero
+code) of the weights multiplies, Σ (s·code + o)·x = s·Σ code·x + o·Σ x, is one multiply-add a group instead of
+one a weight.
 """
 
 import numpy as np
@@ -19,8 +21,8 @@ from .lanes import RUN
 
 
 def quantize_numpy(x: np.ndarray, fine: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """x float32 (n, cols), cols a multiple of 32 -> codes (n, cols) int8, or int16 when fine; scales f32 (n, runs);
-    sums f32 (n, 2 runs). The kernels hold an int16 row as its bytes q, then its bytes r.
+    """x float32 (n, cols), cols a multiple of 32 -> codes (n, cols) int8, or int16 when fine; scales f32 (n,
+    runs); sums f32 (n, 2 runs). The kernels hold an int16 row as its bytes q, then its bytes r.
     """
     runs = x.reshape(len(x), -1, RUN)
     scale = np.abs(runs).max(axis=2) / np.float32(127 * 256 if fine else 127)
@@ -34,7 +36,9 @@ def quantize_numpy(x: np.ndarray, fine: bool) -> tuple[np.ndarray, np.ndarray, n
 
 @njit(nogil=True)
 def quantize_row(x, codes, scale, sums, token):
-    """The same for one token, into row `token` of codes, scale and sums; x is padded with zeros to whole runs."""
+    """The same for one token, into row `token` of codes, scale and sums; x is padded with zeros to whole
+    runs.
+    """
     cols = x.shape[1]
     runs = scale.shape[1]
     for r in range(runs):

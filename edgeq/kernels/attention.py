@@ -1,16 +1,17 @@
 """Attention over the interleaved cache, compiled. Its specification is `attention` in numpy_backend.py.
 
-First the new tokens' queries and keys are normed (where the model does) and turned, and keys and values stored. Then a
-unit of work is a key/value head, ROWS rows (a row is one query head of one token; the query heads of a group share
-the keys), and a share of the positions, in spans:
+First the new tokens' queries and keys are normed (where the model does) and turned, and keys and values
+stored. Then a unit of work is a key/value head, ROWS rows (a row is one query head of one token; the query
+heads of a group share the keys), and a share of the positions, in spans:
 
     scores   a lane is a position:  Σ_d key[d, 16 positions] * query[d]
     weights  exp(score - largest)
     output   a lane is a dimension: Σ_p value[p, 16 dimensions] * weight[p]
 
-A span's output joins the former ones' by the usual rescaling with the largest score (arXiv 1805.02867). One token
-alone has few heads for many threads, so its positions are shared out too, and the shares joined at the end; how they
-are cut depends on the length alone, so that the result does not depend on the number of threads.
+A span's output joins the former ones' by the usual rescaling with the largest score (arXiv 1805.02867). One
+token alone has few heads for many threads, so its positions are shared out too, and the shares joined at the
+end; how they are cut depends on the length alone, so that the result does not depend on the number of
+threads.
 """
 
 import math
@@ -59,15 +60,17 @@ def store_token(t, qkv, keys, values, cos, sin, interleaved, q_norm, k_norm, eps
         to = (h * blocks + position // 16) * head_dim * 16 + position % 16
         for i in range(head_dim):
             simd.store_one(keys, to + 16 * i, key[i])
-        value, to = at + (kv_heads + h) * head_dim, (h * blocks * 16 + position) * head_dim
+        value, to = at + (kv_heads + h) * head_dim, (h * blocks * 16 + position) * values.shape[2]
         for i in range(head_dim):
             simd.store_one(values, to + i, qkv[value + i])
 
 
 @njit(nogil=True)
 def attend(unit, queries, keys, values, scale, window, start, shares, parts, tops, weights, out):
-    """Compute a unit: its share of the positions into parts, tops and weights, and into out when it has no others."""
-    heads, head_dim = queries.shape[1], queries.shape[2]
+    """Compute a unit: its share of the positions into parts, tops and weights, and into out when it has no
+    others.
+    """
+    heads, head_dim, width = queries.shape[1], queries.shape[2], values.shape[2]
     kv_heads, blocks = keys.shape[0], keys.shape[1]
     group = heads // kv_heads
     h, first_row, rows = place(unit // shares, out.shape[0] * group, kv_heads)
@@ -86,7 +89,7 @@ def attend(unit, queries, keys, values, scale, window, start, shares, parts, top
     part, top, weight = parts[unit], tops[unit], weights[unit]
     for r in range(ROWS):
         top[r], weight[r] = -np.inf, 0
-        for i in range(head_dim):
+        for i in range(width):
             part[r, i] = 0
     for span in range(low // 16 * 16, high, SPAN):
         stop = min(span + SPAN, high)
@@ -109,12 +112,12 @@ def attend(unit, queries, keys, values, scale, window, start, shares, parts, top
                 top,
                 weight,
             )
-        for i in range(0, head_dim, 16):
-            acc = simd.load_rows(part, i, head_dim, zero_rows())
-            at = (h * blocks * 16 + span) * head_dim + i
+        for i in range(0, width, 16):
+            acc = simd.load_rows(part, i, width, zero_rows())
+            at = (h * blocks * 16 + span) * width + i
             for p in range(stop - span):
-                acc = simd.outer(acc, simd.load(values, at + p * head_dim), scores, p, SPAN)
-            simd.store(part, i, head_dim, acc)
+                acc = simd.outer(acc, simd.load(values, at + p * width), scores, p, SPAN)
+            simd.store(part, i, width, acc)
     if shares == 1:
         join(unit, 1, parts, tops, weights, out, kv_heads)
 
@@ -129,7 +132,8 @@ def place(tile, rows, kv_heads):
 
 @njit(nogil=True)
 def weigh(r, first, last, padded, scores, part, top, weight):
-    """Turn row r's scores of a span into weights, and rescale what the row has gathered, part[r] and weight[r].
+    """Turn row r's scores of a span into weights, and rescale what the row has gathered, part[r] and
+    weight[r].
 
     The row sees the span's positions first .. last - 1; scores[r, :padded], whole vectors, are computed.
     """
@@ -182,8 +186,8 @@ CACHE = "i2" if simd.PATH.half else "f4"
 
 
 @kernel(
-    f"void(f4[::1], {CACHE}[:, :, :, ::1], {CACHE}[:, :, ::1], f4[:, ::1], f4[:, ::1], b1, f4[::1], f4[::1], f4, f4, i8, i8,"
-    "i8, f4[:, :, ::1], f4[:, :, ::1], f4[:, ::1], f4[:, ::1], f4[:, :, ::1])",
+    f"void(f4[::1], {CACHE}[:, :, :, ::1], {CACHE}[:, :, ::1], f4[:, ::1], f4[:, ::1], b1, f4[::1], f4[::1],"
+    "f4, f4, i8, i8, i8, f4[:, :, ::1], f4[:, :, ::1], f4[:, ::1], f4[:, ::1], f4[:, :, ::1])",
     parallel=True,
 )
 def attention(
@@ -208,9 +212,10 @@ def attention(
 ):
     """qkv f32 (n * (heads + 2 kv_heads) * head_dim,) -> out f32 (n, heads, head_dim).
 
-    keys, values: the layer's cache; cos, sin (positions, dims / 2); q_norm, k_norm (head_dim,) or empty; start: tokens
-    before these; shares: pieces that the positions are cut into. Scratch: queries, shaped like out; parts (units, ROWS,
-    head_dim), tops and weights (units, ROWS), for kv_heads * tiles of rows * shares units.
+    keys, values: the layer's cache; cos, sin (positions, dims / 2); q_norm, k_norm (head_dim,) or empty;
+    start: tokens before these; shares: pieces that the positions are cut into. Scratch: queries, shaped like
+    out; parts (units, ROWS, head_dim), tops and weights (units, ROWS), for kv_heads * tiles of rows * shares
+    units.
     """
     for t in prange(out.shape[0]):
         store_token(

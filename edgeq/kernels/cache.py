@@ -1,10 +1,10 @@
 """KVCache: the keys and values of the tokens seen so far, laid out for the attention kernels.
 
     keys    (kv_heads, blocks, head_dim, 16)     sixteen positions interleaved: a vector lane is a position
-    values  (kv_heads, blocks * 16, head_dim)    a vector lane is a dimension
+    values  (kv_heads, blocks * 16, width)       a vector lane is a dimension; width: whole vectors
 
-so that neither the scores (q · k) nor the weighted sum of values ever adds across lanes. Keys are stored turned by
-their position (see rope.py), and forgetting tokens in the middle turns the later ones back.
+so that neither the scores (q · k) nor the weighted sum of values ever adds across lanes. Keys are stored
+turned by their position (see rope.py), and forgetting tokens in the middle turns the later ones back.
 """
 
 from collections.abc import Sequence
@@ -34,7 +34,8 @@ class KVCache:
         self.capacity, self.ropes = capacity, ropes
         self.tokens: list[int] = []
         self.keys = [np.zeros((kv_heads, blocks, head_dim, LANES), dtype) for _ in ropes]
-        self.values = [np.zeros((kv_heads, blocks * LANES, head_dim), dtype) for _ in ropes]
+        width = -(-head_dim // LANES) * LANES
+        self.values = [np.zeros((kv_heads, blocks * LANES, width), dtype) for _ in ropes]
 
     @property
     def length(self) -> int:
@@ -55,7 +56,7 @@ class KVCache:
         """Store keys and values (n, kv_heads, head_dim) of the positions start .. start + n - 1."""
         at = np.arange(start, start + len(keys))
         self.keys[layer][:, at // LANES, :, at % LANES] = keys
-        self.values[layer][:, at] = values.swapaxes(0, 1)
+        self.values[layer][:, at, : values.shape[2]] = values.swapaxes(0, 1)
 
     def truncate(self, length: int) -> None:
         """Forget every token from position `length` on."""
@@ -64,7 +65,9 @@ class KVCache:
         del self.tokens[length:]
 
     def shift(self, keep: int, drop: int) -> None:
-        """Forget `drop` tokens after the first `keep`; the later ones move to, and turn back to, lower positions."""
+        """Forget `drop` tokens after the first `keep`; the later ones move to, and turn back to, lower
+        positions.
+        """
         if keep < 0 or drop < 0 or keep + drop > self.length:
             raise ValueError(f"cannot drop {drop} tokens after {keep} from a cache of {self.length}")
         moved = slice(keep + drop, self.length)

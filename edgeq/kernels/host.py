@@ -1,7 +1,8 @@
-"""The machine: which vector instructions the kernels use, how many threads, how much memory.
+"""The machine: which vector instructions the kernels use.
 
-A path is a set of instructions for the inner product of unsigned and signed bytes. It is chosen from the features
-that Numba compiles for: the host's, or NUMBA_CPU_FEATURES where that is set (with it a path can be forced).
+A path is a set of instructions for the inner product of unsigned and signed bytes. It is chosen from the
+features that Numba compiles for: the host's, or NUMBA_CPU_FEATURES where that is set (with it a path can be
+forced).
 """
 
 import os
@@ -10,6 +11,8 @@ from typing import NamedTuple
 
 import llvmlite.binding as llvm
 from numba import config
+
+from .cores import cores
 
 
 class Path(NamedTuple):
@@ -53,51 +56,6 @@ def path() -> Path:
     return next(p for p in PATHS if p.needs <= have)
 
 
-def physical_cores() -> int:
-    """Cores this process may use: within its affinity and its cgroup's share, one for hyper-threaded siblings."""
-    if hasattr(os, "sched_getaffinity"):
-        allowed = os.sched_getaffinity(0)
-        cores = {_core(cpu) for cpu in allowed}
-        count = len(cores)
-    else:
-        count = os.cpu_count() or 1
-    return max(1, min(count, _cgroup_cpus()))
-
-
-def _core(cpu: int) -> str:
-    """The physical core of a logical CPU, as the list of its hyper-threaded siblings."""
-    try:
-        with open(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list") as f:
-            return f.read().strip()
-    except OSError:
-        return str(cpu)
-
-
-def _cgroup_cpus() -> int:
-    """CPUs that the cgroup's quota is worth, rounded up; a large number without a quota."""
-    try:
-        with open("/sys/fs/cgroup/cpu.max") as f:
-            quota, period = f.read().split()
-        return -(-int(quota) // int(period))
-    except (OSError, ValueError):  # no cgroup v2, or "max"
-        return 1 << 20
-
-
-def available_memory() -> int | None:
-    """Bytes that can be allocated without swapping, or None where the system does not say."""
-    try:
-        with open("/proc/meminfo") as f:
-            fields = dict(line.split(":", 1) for line in f)
-        available = int(fields["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError, ValueError):
-        return None
-    try:
-        with open("/sys/fs/cgroup/memory.max") as limit, open("/sys/fs/cgroup/memory.current") as used:
-            return min(available, int(limit.read()) - int(used.read()))
-    except (OSError, ValueError):
-        return available
-
-
 def describe() -> dict[str, object]:
     """What `edgeq doctor` reports of the machine and of Numba's settings."""
     chosen = path()
@@ -107,8 +65,7 @@ def describe() -> dict[str, object]:
         "cpu": llvm.get_host_cpu_name() if config.CPU_NAME is None else config.CPU_NAME,
         "path": chosen.name,
         "features": sorted(known & features()),
-        "physical_cores": physical_cores(),
+        "threads": cores(),
         "logical_cpus": os.cpu_count(),
-        "available_memory": available_memory(),
         "llvm": ".".join(map(str, llvm.llvm_version_info)),
     }

@@ -1,16 +1,16 @@
-"""Kernel: a Numba function that is compiled once a machine, under a lock, and called without Numba's dispatcher.
+"""Kernel: a Numba function that is compiled once on a machine, under a lock, and called past Numba's
+dispatcher.
 
-Compiled code is kept in a folder named by a hash of this package's sources and of the versions of Python, Numba, LLVM
-and NumPy, because Numba's own cache does not notice when a function that a kernel calls is edited in another file.
-Compiling happens under a file lock: Numba numbers the files of its cache without one, and two processes that
-compile at once could each load the other's code.
+Compiled code is kept in a folder named by a hash of this package's sources and of the versions of Python,
+Numba, LLVM and NumPy, because Numba's own cache does not notice when a function that a kernel calls is edited
+in another file. Compiling happens under a file lock: Numba numbers the files of its cache without one, and
+two processes that compile at once could each load the other's code.
 """
 
 import hashlib
-import os
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -23,17 +23,19 @@ from numba import config, njit
 
 from ..paths import cache_dir
 
-KERNELS: list["Kernel"] = []
-PACKAGE = Path(__file__).parents[1]
+Progress = Callable[[str, int, int], None]
+SOURCES = Path(__file__).parent
 
 
 @cache
 def folder() -> Path:
-    """Where compiled kernels are kept: a folder in the user's cache, another one for every change of the sources."""
+    """Where compiled kernels are kept: a folder in the user's cache, another one for every change of the
+    sources.
+    """
     seen = hashlib.sha256(
         f"{sys.version} {numba.__version__} {llvmlite.__version__} {np.__version__}".encode()
     )
-    for source in sorted((PACKAGE / "kernels").glob("*.py")):
+    for source in sorted(SOURCES.glob("*.py")):
         seen.update(source.read_bytes())
     return cache_dir("kernels", seen.hexdigest()[:16])
 
@@ -52,40 +54,67 @@ def _locked():
 
 
 class Kernel:
-    """A compiled function; `types` fixes its argument types once and for all, or `entry` is asked for them.
+    """A function to compile, for the argument types of its signature, or for those that `entry` is shown.
 
     Attributes
     ----------
-    name : of the function, for progress messages.
+    name : of the function.
     """
 
     def __init__(self, function: Callable, signature: str | None, options: dict[str, Any]) -> None:
-        self.name, self.signature = function.__name__, signature
-        self.entries: dict[tuple, Callable] = {}
+        self.name = function.__name__
         saved, config.CACHE_DIR = config.CACHE_DIR, str(folder())
         try:
             self.dispatcher = njit(cache=True, nogil=True, **options)(function)
         finally:
             config.CACHE_DIR = saved  # the application's own functions stay where they were
-        self.fixed: Callable | None = None
-        KERNELS.append(self)
+        self.entries: dict[tuple, Entry] = {}
+        if signature:
+            types = tuple(numba.core.sigutils.normalize_signature(signature)[0])
+            self.fixed = self.entries[types] = Entry(self, types)
 
-    def entry(self, *examples: Any) -> Callable:
-        """The machine code for arguments of the examples' types; call it with exactly such arguments."""
-        return self.compile(tuple(numba.typeof(e) for e in examples))
-
-    def compile(self, types: tuple) -> Callable:
-        """The machine code for these Numba types, from the cache where it is there."""
-        if types not in self.entries:
-            with _locked():
-                self.entries[types] = self.dispatcher.compile(types)
-        return self.entries[types]
+    def entry(self, *examples: Any) -> "Entry":
+        """The kernel for arguments of the examples' types."""
+        types = tuple(numba.typeof(e) for e in examples)
+        return self.entries.setdefault(types, Entry(self, types))
 
     def __call__(self, *args: Any) -> Any:
-        """Call a kernel that has a fixed signature."""
-        if self.fixed is None:
-            self.fixed = self.compile(tuple(numba.core.sigutils.normalize_signature(self.signature)[0]))
+        """Call a kernel that has a signature."""
         return self.fixed(*args)
+
+
+class Entry:
+    """A kernel for fixed argument types; compiled by the first call, unless `compile_all` did it before."""
+
+    def __init__(self, kernel: Kernel, types: tuple) -> None:
+        self.kernel, self.types = kernel, types
+        self.code: Callable | None = None
+
+    def __call__(self, *args: Any) -> Any:
+        """Call it with exactly such arguments: nothing checks them."""
+        if self.code is None:
+            compile_all([self], LISTENERS[-1] if LISTENERS else None)
+        return self.code(*args)
+
+    def compile(self) -> None:
+        """Make the machine code, or load it from the cache."""
+        with _locked():
+            self.code = self.kernel.dispatcher.compile(self.types)
+
+
+# who hears of kernels that are compiled when they are first called; the last one counts
+LISTENERS: list[Progress] = []
+
+
+def compile_all(entries: Iterable[Entry], progress: Progress | None) -> None:
+    """Compile those that are not yet, and report each."""
+    waiting = [e for e in entries if e.code is None]
+    for i, entry in enumerate(waiting):
+        if progress:
+            progress("compiling kernels", i, len(waiting))
+        entry.compile()
+    if progress and waiting:
+        progress("compiling kernels", len(waiting), len(waiting))
 
 
 def kernel(signature: str | None = None, **options: Any) -> Callable[[Callable], Kernel]:
@@ -109,10 +138,3 @@ def threading_layer() -> str:
         return numba.threading_layer()
     except ValueError:  # no parallel kernel has run yet
         return "not started"
-
-
-def cached_bytes() -> int:
-    """Size of the compiled kernels in the cache."""
-    return sum(
-        e.stat().st_size for root, _, files in os.walk(folder()) for e in (Path(root) / f for f in files)
-    )

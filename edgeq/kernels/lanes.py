@@ -1,12 +1,13 @@
 """Lanes: weights prepared for the kernels. Formats are many, lanes are few, and the kernels know only lanes.
 
-Sixteen rows are interleaved, four columns a row, so that one 32-bit vector lane is one output row: no sum ever runs
-across lanes, sixteen scales are one load, and a matrix is one linear stream. A run of 32 columns is eight quads:
+Sixteen rows are interleaved, four columns a row, so that one 32-bit vector lane is one output row: no sum
+ever runs across lanes, sixteen scales are one load, and a matrix is one linear stream. A run of 32 columns is
+eight quads:
 
     quad k    64 bytes: columns 4k..4k+3 of row 0, then of row 1, … row 15
 
-Codes are kept in planes of 8, 4, 2 and 1 bits; 5-bit codes are a plane of 4 and one of 1. A byte of a plane holds
-the codes of several quads, so that a shift and a mask make an operand of the integer dot product:
+Codes are kept in planes of 8, 4, 2 and 1 bits; 5-bit codes are a plane of 4 and one of 1. A byte of a plane
+holds the codes of several quads, so that a shift and a mask make an operand of the integer dot product:
 
     p8    512 bytes a run    quad k
     p4    256 bytes          quad k in the low four bits, quad k + 4 in the high ones
@@ -14,8 +15,9 @@ the codes of several quads, so that a shift and a mask make an operand of the in
     p1     64 bytes          quads 0 … 7
     t4    256 bytes          as p4, but a code is looked up in a table of sixteen bytes
 
-A matrix is an array (rows / 16, cols / columns of a record) of records, and the record is a NumPy structured type whose
-fields say which planes there are, so that the type alone tells a kernel (and its compiler) everything:
+A matrix is an array (rows / 16, cols / columns of a record) of records, and the record is a NumPy structured
+type whose fields say which planes there are, so that the type alone tells a kernel (and its compiler)
+everything:
 
     scale          (groups, 16)    f16, f32, or small integers that `unit` multiplies
     unit           (16,)           f16, when scales are integers
@@ -23,7 +25,7 @@ fields say which planes there are, so that the type alone tells a kernel (and it
     offset_unit    (16,)
     p8 p4 p2 p1 t4 (runs, bytes)
 
-    w = scale * (code - zero) + offset           scale and offset times their units; zero: a constant of the matrix
+    w = scale * (code - zero) + offset         scale and offset times their units; zero: one for the matrix
 
 Float weights need none of this: an array (rows / 16, cols, 16) of f32, f16 or bf16 (as u16).
 """
@@ -66,7 +68,9 @@ class Lanes(NamedTuple):
 
 
 def planes(levels: np.ndarray) -> tuple[str, ...]:
-    """The planes that hold codes for these levels: the fewest bits when levels are evenly spaced, else a table."""
+    """The planes that hold codes for these levels: the fewest bits when levels are evenly spaced, else a
+    table.
+    """
     if (np.diff(levels.astype(np.float32)) != 1).any():
         if len(levels) > 16 or levels.dtype != np.int8:
             raise ValueError(f"{len(levels)} levels of {levels.dtype}; a table holds at most 16 of int8")
@@ -108,7 +112,9 @@ def layout(grid: Grid, cols: int) -> tuple[np.dtype, int]:
 
 
 def prepare(tensors: list[Tensor]) -> Lanes:
-    """Lanes of the stacked rows of tensors that share format and columns (one tensor, or row counts in sixteens)."""
+    """Lanes of the stacked rows of tensors that share format and columns (one tensor, or row counts in
+    sixteens).
+    """
     rows, cols = sum(t.rows for t in tensors), tensors[0].cols
     groups = -(-rows // ROWS)
     if tensors[0].format in FLOATS:
@@ -139,7 +145,9 @@ def aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
 
 
 def _panels(tensors: list[Tensor]):
-    """(first row, values (n, cols)) of float tensors, n a multiple of sixteen: the last panel is padded with zeros."""
+    """(first row, values (n, cols)) of float tensors, n a multiple of sixteen: the last panel is padded with
+    zeros.
+    """
     at = 0
     for t in tensors:
         values = t.data.view(FLOATS[t.format]).reshape(t.rows, t.cols)

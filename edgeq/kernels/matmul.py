@@ -1,8 +1,8 @@
 """y = x Wᵀ on prepared lanes: by far the most time of a model is spent in this file.
 
-Two loops, for one token and for many, over groups of sixteen output rows; the threads share out the groups, so that
-every output is computed by one thread in one order, whatever the number of threads. For many tokens a tile of them
-shares each unpacked operand.
+Two loops, for one token and for many, over groups of sixteen output rows; the threads share out the groups,
+so that every output is computed by one thread in one order, whatever the number of threads. For many tokens a
+tile of them shares each unpacked operand.
 """
 
 from llvmlite import ir
@@ -13,7 +13,7 @@ from . import simd
 from .activations import quantize_row
 from .jit import kernel
 from .lanes import PLANE_BYTES, RUN
-from .simd import I8, I32, I64, Tile, _constant, _data, _dot4, _load, _load_f32, _lookup, _shuffle, _splat
+from .simd import I8, I32, I64, _constant, _data, _dot4, _load, _load_f32, _lookup, _splat
 
 TOKENS = simd.PATH.tokens
 zero_one = simd.make_zero(1)
@@ -21,7 +21,9 @@ zero_many = simd.make_zero(TOKENS)
 
 
 def _operand(builder, planes, run, table, quad):
-    """The codes of a quad, <64 x i8>, put together from the planes; planes: {name: address of the record's plane}."""
+    """The codes of a quad, <64 x i8>, put together from the planes; planes: {name: address of the record's
+    plane}.
+    """
     v64 = ir.VectorType(I8, 64)
     code, shift = None, 0
     for name in ("p1", "p2", "p4", "t4", "p8"):
@@ -47,8 +49,9 @@ def _operand(builder, planes, run, table, quad):
 def add_run(typing, acc, w, record, run, table, zero, codes, scale, sums, token):
     """Add the products of a run of 32 columns to acc: sixteen rows, and as many tokens as acc has vectors.
 
-    w: array of records; record: its flat index; run: of the record; codes (n, cols), scale (n, runs), sums (n, 2 runs):
-    the quantized activations, int8 or int16; token: the first of the tile. All arrays are contiguous.
+    w: array of records; record: its flat index; run: of the record; codes (n, cols), scale (n, runs), sums
+    (n, 2 runs): the quantized activations, int8 or int16; token: the first of the tile. All arrays are
+    contiguous.
     """
     fine = codes.dtype == types.int16
     kind = w.dtype
@@ -139,7 +142,9 @@ def add_run(typing, acc, w, record, run, table, zero, codes, scale, sums, token)
 
 @kernel(parallel=True)
 def one(w, runs, table, zero, x, codes, scale, sums, out, column):
-    """out[0, column:] = x Wᵀ for one token; w (groups, records) with `runs` runs each, x f32 (1, cols), out f32."""
+    """out[0, column:] = x Wᵀ for one token; w (groups, records) with `runs` runs each, x f32 (1, cols), out
+    f32.
+    """
     quantize_row(x, codes, scale, sums, 0)
     for g in prange(w.shape[0]):
         acc = zero_one()
@@ -165,7 +170,9 @@ def many(w, runs, table, zero, x, codes, scale, sums, out, column):
 
 @kernel(parallel=True)
 def one_float(w, x, out, column):
-    """out[0, column:] = x Wᵀ for one token; w (groups, cols, 16) of f32, f16 or bf16 as u16, x f32 (1, cols)."""
+    """out[0, column:] = x Wᵀ for one token; w (groups, cols, 16) of f32, f16 or bf16 as u16, x f32 (1,
+    cols).
+    """
     cols = w.shape[1]
     for g in prange(w.shape[0]):
         a, b, c, d = zero_one(), zero_one(), zero_one(), zero_one()

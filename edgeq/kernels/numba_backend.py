@@ -1,7 +1,6 @@
-"""The forward pass on compiled kernels: integer products on prepared lanes, attention over a float16 cache."""
+"""The forward pass on compiled kernels: integer products on prepared lanes, a float16 cache."""
 
 from collections.abc import Callable, Sequence
-from itertools import groupby
 
 import numpy as np
 
@@ -11,12 +10,14 @@ from . import attention as attention_kernel
 from . import gate, matmul, norm, simd
 from .cache import KVCache
 from .heads import Heads
-from .jit import use_threads  # noqa: F401  (part of the backend)
+from .jit import LISTENERS, Entry, Progress, compile_all, use_threads  # noqa: F401  (part of the backend)
 from .lanes import PLANE_BYTES, ROWS, RUN, Lanes, prepare
 from .matmul import TOKENS
 from .simd import kernel_view
 
 CACHE_DTYPE = np.float16 if simd.PATH.half else np.float32
+# kernels that the prepared matrices will run, and those that every model runs
+WANTED: set[Entry] = set()
 EMPTY = np.zeros(0, np.float32)
 # fewer tokens than this take 16-bit activations (see activations.py)
 FINE_TOKENS = 128
@@ -28,13 +29,13 @@ class Product:
     """x Wᵀ for one prepared matrix, written into columns of a wider output."""
 
     def __init__(self, lanes: Lanes) -> None:
-        self.cols, self.is_float = lanes.cols, lanes.is_float
+        self.rows, self.cols, self.is_float = lanes.rows, lanes.cols, lanes.is_float
         self.w = kernel_view(lanes.data)
         self.width = len(self.w) * ROWS
         x, out = np.zeros((1, lanes.cols), np.float32), np.zeros((1, 16), np.float32)
         if lanes.is_float:
             self.one = matmul.one_float.entry(self.w, x, out, 0)
-            self.many = matmul.many_float.entry(self.w, x, out, 0)
+            self.many = self.coarse = matmul.many_float.entry(self.w, x, out, 0)
             return
         names = lanes.data.dtype.names
         self.record_runs = lanes.data.dtype[next(p for p in PLANE_BYTES if p in names)].shape[0]
@@ -71,9 +72,12 @@ class Product:
 class Linear:
     """y = x @ Wᵀ + b on prepared lanes, x f32 (n, cols), y f32 (n, rows)."""
 
-    def __init__(self, products: list[Product], rows: int, bias: np.ndarray | None) -> None:
-        self.products, self.rows, self.bias = products, rows, bias
-        self.width = -(-rows // ROWS) * ROWS
+    def __init__(self, products: list[Product], bias: np.ndarray | None) -> None:
+        self.products, self.bias = products, bias
+        self.rows = sum(p.rows for p in products)
+        # a product writes whole sixteens of rows; the next one, or the cut at the end, takes the excess away
+        ends = np.cumsum([p.rows for p in products])
+        self.width = max(end - p.rows + p.width for end, p in zip(ends, products, strict=True))
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
         n = len(x)
@@ -81,19 +85,26 @@ class Linear:
         column = 0
         for product in self.products:
             product(x, y, column)
-            column += product.width
+            column += product.rows
         y = y[:n] if self.rows == self.width else np.ascontiguousarray(y[:n, : self.rows])
         return y if self.bias is None else y + self.bias
 
 
-def linear(tensors: Sequence[Tensor], bias: np.ndarray | None = None) -> Linear:
-    """A matrix product with the rows of the tensors stacked; neighbours of one format become one prepared matrix."""
-    rows = sum(t.rows for t in tensors)
-    whole = all(t.rows % ROWS == 0 for t in tensors[:-1])
-    if not whole:
-        raise ValueError(f"{tensors[0].name}: {tensors[0].rows} rows, stacking needs a multiple of {ROWS}")
-    products = [Product(prepare(list(same))) for _, same in groupby(tensors, key=lambda t: t.format)]
-    return Linear(products, rows, bias)
+def linear(tensors: Sequence[Tensor], bias: np.ndarray | None = None, *, batches: bool = True) -> Linear:
+    """A matrix product with the rows of the tensors stacked; neighbours that allow it become one matrix.
+
+    `batches` says that it will see many tokens at once, so that the kernels for them are compiled ahead, too.
+    """
+    stacks: list[list[Tensor]] = []
+    for t in tensors:
+        if stacks and stacks[-1][-1].format == t.format and stacks[-1][-1].rows % ROWS == 0:
+            stacks[-1].append(t)
+        else:
+            stacks.append([t])
+    products = [Product(prepare(stack)) for stack in stacks]
+    for p in products:
+        WANTED.update([p.one, p.many] if batches else [p.one])
+    return Linear(products, bias)
 
 
 def embedding(tensor: Tensor) -> Callable[[np.ndarray], np.ndarray]:
@@ -122,8 +133,9 @@ def attention(qkv: np.ndarray, cache: KVCache, layer: int, heads: Heads) -> np.n
         qkv.reshape(-1), keys, values, rope.cos, rope.sin, rope.interleaved,
         EMPTY if heads.q_norm is None else heads.q_norm, EMPTY if heads.k_norm is None else heads.k_norm,
         np.float32(heads.eps), np.float32(heads.scale), heads.window, end - n, shares, np.empty_like(out),
-        np.empty((units, attention_kernel.ROWS, heads.head_dim), np.float32),
-        np.empty((units, attention_kernel.ROWS), np.float32), np.empty((units, attention_kernel.ROWS), np.float32), out,
+        np.empty((units, attention_kernel.ROWS, values.shape[2]), np.float32),
+        np.empty((units, attention_kernel.ROWS), np.float32),
+        np.empty((units, attention_kernel.ROWS), np.float32), out,
     )  # fmt: skip
     return out.reshape(n, -1)
 
@@ -133,3 +145,21 @@ def gated(gate_up: np.ndarray, activation: str) -> np.ndarray:
     out = np.empty((len(gate_up), gate_up.shape[1] // 2), np.float32)
     {"silu": gate.silu_gate, "gelu": gate.gelu_gate}[activation](gate_up, out)
     return out
+
+
+def ready(progress: Progress | None) -> None:
+    """Compile what the prepared matrices will run, and report what is compiled later on, too."""
+    LISTENERS[:] = [progress] if progress else []
+    common = norm.rms_norm.fixed, attention_kernel.attention.fixed, gate.silu_gate.fixed, gate.gelu_gate.fixed
+    compile_all([*WANTED, *common], progress)
+    WANTED.clear()
+
+
+def want_everything() -> None:
+    """Let `ready` compile the kernels of every format, by preparing a small matrix of each."""
+    for name in formats.names():
+        cols = 2 * max(formats.get(name).BLOCK, RUN)
+        data = np.zeros(ROWS * formats.row_bytes(name, cols), np.uint8)
+        parts = {"scale": np.zeros(ROWS, np.float32)} if name == "i8" else {}
+        product = Product(prepare([Tensor(name, name, (ROWS, cols), data, parts)]))
+        WANTED.update((product.one, product.many, product.coarse))

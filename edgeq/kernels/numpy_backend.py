@@ -1,5 +1,5 @@
-"""The forward pass in NumPy: float32 throughout, from the unpacked weights. Slow, exact, and the specification of
-what the fast kernels compute.
+"""The forward pass in NumPy: float32 throughout, from the unpacked weights. Slow, exact, and the
+specification of what the fast kernels compute.
 """
 
 from collections.abc import Callable, Sequence
@@ -26,8 +26,10 @@ class Linear:
         return y if self.bias is None else y + self.bias
 
 
-def linear(tensors: Sequence[Tensor], bias: np.ndarray | None = None) -> Linear:
-    """A matrix product with the rows of the tensors stacked."""
+def linear(tensors: Sequence[Tensor], bias: np.ndarray | None = None, *, batches: bool = True) -> Linear:
+    """A matrix product with the rows of the tensors stacked; `batches` says that it will see many tokens at
+    once.
+    """
     return Linear(np.concatenate([formats.dequantize(t) for t in tensors]), bias)
 
 
@@ -69,7 +71,7 @@ def attention(qkv: np.ndarray, cache: KVCache, layer: int, heads: Heads) -> np.n
     if heads.window:
         seen &= np.arange(end) > position - heads.window
     weights = softmax(np.where(seen, scores, -np.inf))
-    y = weights @ cache.values[layer][:, :end]
+    y = weights @ cache.values[layer][:, :end, : heads.head_dim]
     return y.reshape(heads.kv_heads, n, group, -1).transpose(1, 0, 2, 3).reshape(n, -1)
 
 
@@ -96,3 +98,11 @@ def gated(gate_up: np.ndarray, activation: str) -> np.ndarray:
     """activation(gate) * up, of gate_up (n, 2 ffn) -> (n, ffn) (arXiv 2002.05202)."""
     gate, up = np.split(gate_up, 2, axis=1)
     return ACTIVATIONS[activation](gate) * up
+
+
+def ready(progress: Callable[[str, int, int], None] | None) -> None:
+    """Nothing needs compiling."""
+
+
+def use_threads(count: int) -> None:
+    """NumPy's threads are those of its BLAS library, which its own environment variables set."""

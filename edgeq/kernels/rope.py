@@ -1,10 +1,11 @@
-"""Rotary position embedding (arXiv 2104.09864): pairs of a head's numbers turn by an angle that grows with position.
+"""Rotary position embedding (arXiv 2104.09864): pairs of a head's numbers turn by an angle that grows with
+position.
 
     angle[p, i] = p * base**(-2 i / dims) / factor[i]
     (a, b) -> (a cos - b sin, a sin + b cos)
 
-Which numbers make a pair differs: ``(2i, 2i + 1)`` in GGUF's llama files ("interleaved"), ``(i, i + dims/2)`` in
-Hugging Face checkpoints and all newer architectures ("halves"). Numbers past `dims` do not turn.
+Which numbers make a pair differs: ``(2i, 2i + 1)`` in GGUF's llama files ("interleaved"), ``(i, i + dims/2)``
+in Hugging Face checkpoints and all newer architectures ("halves"). Numbers past `dims` do not turn.
 """
 
 from typing import NamedTuple
@@ -23,7 +24,9 @@ class Rope(NamedTuple):
 def rope(
     positions: int, dims: int, base: float, factors: np.ndarray | float = 1.0, *, interleaved: bool
 ) -> Rope:
-    """Table for positions 0 .. positions - 1; `factors` (dims / 2,) divide the frequencies (linear and llama3 scaling)."""
+    """Table for positions 0 .. positions - 1; `factors` (dims / 2,) divide the frequencies (linear and
+    llama3 scaling).
+    """
     inverse = base ** (-np.arange(0, dims, 2, dtype=np.float64) / dims) / factors
     angle = np.arange(positions, dtype=np.float64)[:, None] * inverse
     return Rope(np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32), interleaved)
@@ -37,7 +40,9 @@ def llama3_factors(
     high_freq_factor: float,
     original_context: int,
 ) -> np.ndarray:
-    """Frequency divisors of Llama 3.1's scaling: 1 for short wavelengths, `factor` for long ones, smooth between."""
+    """Frequency divisors of Llama 3.1's scaling: 1 for short wavelengths, `factor` for long ones, smooth
+    between.
+    """
     wavelength = 2 * np.pi * base ** (np.arange(0, dims, 2, dtype=np.float64) / dims)
     smooth = (original_context / wavelength - low_freq_factor) / (high_freq_factor - low_freq_factor)
     smooth = np.clip(smooth, 0, 1)

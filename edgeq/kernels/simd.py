@@ -1,14 +1,14 @@
 """Vector types for Numba, so that kernel code reads as vector code.
 
-A Tile is `count` vectors of sixteen lanes, held in registers: the sixteen lanes are sixteen output rows (or sixteen
-positions, or sixteen dimensions), and the vectors of a tile are tokens that share what was loaded for those rows.
-Operations are LLVM IR, written with llvmlite's builder inside `@intrinsic`; a tile is an array of vectors to LLVM,
-which its optimizer takes apart into registers.
+A Tile is `count` vectors of sixteen lanes, held in registers: the sixteen lanes are sixteen output rows (or
+sixteen positions, or sixteen dimensions), and the vectors of a tile are tokens that share what was loaded for
+those rows. Operations are LLVM IR, written with llvmlite's builder inside `@intrinsic`; a tile is an array of
+vectors to LLVM, which its optimizer takes apart into registers.
 
-Functions with a leading underscore build IR and are called by other builders; the others are called from kernels.
+Functions with a leading underscore build IR and are called by other builders; the others are called from
+kernels.
 """
 
-import llvmlite.binding as llvm
 import numpy as np
 from llvmlite import ir
 from numba import types
@@ -47,7 +47,9 @@ class TileModel(models.PrimitiveModel):
 
 
 def kernel_view(array: np.ndarray) -> np.ndarray:
-    """The array as kernels take it: Numba on the CPU knows no 16-bit floats, so float16 goes as int16, bfloat16 as uint16."""
+    """The array as kernels take it: Numba on the CPU knows no 16-bit floats, so float16 goes as int16,
+    bfloat16 as uint16.
+    """
     fields = array.dtype.fields
     if fields is None:
         return array.view(np.int16) if array.dtype == np.float16 else array
@@ -142,7 +144,8 @@ def _widen(builder, v):
     wide = ir.VectorType(F32, v.type.count)
     if PATH.half:
         return builder.fpext(v, wide)
-    # exponent and fraction moved to their places, the exponent's bias mended by a multiplication; inf stays inf
+    # exponent and fraction moved to their places, the exponent's bias mended by a multiplication; inf stays
+    # inf
     bits = builder.zext(
         builder.bitcast(v, ir.VectorType(I16, v.type.count)), i32 := ir.VectorType(I32, v.type.count)
     )
@@ -171,10 +174,12 @@ def _load_f32(builder, base, offset, dtype):
 
 
 def _dot4(builder, acc, w, x, wide, path=PATH):
-    """acc[lane] += Σ of four products w · x, of the lane's four bytes; acc <16 x i32>, w and x <64 x i8>, x signed.
+    """acc[lane] += Σ of four products w · x, of the lane's four bytes; acc <16 x i32>, w and x <64 x i8>, x
+    signed.
 
-    A narrow w is unsigned and at most 127. A wide w is a byte biased by 128, and the product is of w - 128, except
-    with VNNI, whose instruction wants w unsigned: there it is of w itself, and WIDE_BIAS tells the caller.
+    A narrow w is unsigned and at most 127. A wide w is a byte biased by 128, and the product is of w - 128,
+    except with VNNI, whose instruction wants w unsigned: there it is of w itself, and WIDE_BIAS tells the
+    caller.
     """
     signed = lambda v: builder.xor(v, _constant(v.type, -128))  # noqa: E731
     if "vnni" in path.name:
@@ -222,7 +227,8 @@ def _lookup(builder, table, codes):
 def _exp(builder, x):
     """e**x in float32, relative error below 2e-7; results below 2**-126 become 0.
 
-    x = n ln 2 + r with |r| <= ln 2 / 2; e**r by its Taylor polynomial of degree 7, 2**n through the exponent bits.
+    x = n ln 2 + r with |r| <= ln 2 / 2; e**r by its Taylor polynomial of degree 7, 2**n through the exponent
+    bits.
     """
     f32, i32 = x.type, ir.VectorType(I32, LANES)
     c = lambda value: _constant(f32, float(np.float32(value)))  # noqa: E731
@@ -320,7 +326,9 @@ def splat(typing, value):
 
 @intrinsic
 def load(typing, array, index):
-    """The sixteen elements of a contiguous array from `index` on, as float32; see `kernel_view` for 16-bit types."""
+    """The sixteen elements of a contiguous array from `index` on, as float32; see `kernel_view` for 16-bit
+    types.
+    """
     dtype = np.dtype(str(array.dtype))
 
     def code(context, builder, sig, args):
@@ -332,7 +340,9 @@ def load(typing, array, index):
 
 @intrinsic
 def store(typing, array, index, stride, tile):
-    """Vector i of the tile into the elements from `index + i * stride` on; array float32, or float16 as int16."""
+    """Vector i of the tile into the elements from `index + i * stride` on; array float32, or float16 as
+    int16.
+    """
     half = array.dtype == types.int16
 
     def code(context, builder, sig, args):
