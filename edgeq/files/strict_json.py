@@ -24,7 +24,7 @@ def read(path: str | os.PathLike, allowance: Allowance) -> dict[str, Any]:
 def parse(
     raw: bytes, path: object, where: str, allowance: Allowance, parse_int: Callable[[str], Any] = int
 ) -> dict[str, Any]:
-    """The JSON object in `raw`, the part `where` of the file `path`."""
+    """The JSON object in `raw`, which begins with a brace and is the part `where` of the file `path`."""
 
     def error(found: str, expected: str = "JSON") -> FormatError:
         return FormatError(path, where, found=found, expected=expected, hint=AGAIN)
@@ -44,13 +44,10 @@ def parse(
     if re.search(rb"\\u[dD][89a-fA-F]", raw) and any(half[1] for half in ESCAPES.finditer(raw)):
         raise error("half of a surrogate pair", "whole characters")
     try:
-        value = json.loads(raw.decode(), object_pairs_hook=once, parse_int=parse_int)
+        return json.loads(raw.decode(), object_pairs_hook=once, parse_int=parse_int)
     except FormatError:
         raise
     except RecursionError:
         raise error("lists or objects too deep in each other") from None
     except ValueError as e:
         raise error(f"a fault: {e}") from None
-    if not isinstance(value, dict):
-        raise error(type(value).__name__, "a JSON object")
-    return value
