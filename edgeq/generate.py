@@ -10,7 +10,7 @@ loses one chunk of it, and a generator closed early loses nothing.
 """
 
 import time
-from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -72,7 +72,6 @@ def generate(
     sampler: Sampler,
     *,
     max_tokens: int | None = None,
-    stop_ids: Collection[int] = (),
     keep: int | None = None,
     logprobs: int | None = None,
     progress: Progress | None = None,
@@ -84,8 +83,7 @@ def generate(
     model, cache : a model and the cache of the sequence; nothing else may use the cache meanwhile.
     ids : the tokens to append before the first is sampled, at least one.
     sampler : from ``sample.make_sampler``.
-    max_tokens : end after this many; None goes on until a stop token, or the end of the context.
-    stop_ids : tokens that end the generation; the one that does is yielded too.
+    max_tokens : end after this many; None goes on until the context is full.
     keep : None ends when the context is full. A number shifts it then: the first `keep` tokens stay, the
         older half of the others is forgotten.
     logprobs : None, or how many alternatives to report with each token's log-probability.
@@ -94,7 +92,7 @@ def generate(
     Yields
     ------
     Token
-        A step is computed when the next token is asked for, not before.
+        A step is computed when the next token is asked for: who sees an end token need not go on.
     """
     logits = prefill(model, cache, ids, progress)
     made = 0
@@ -104,7 +102,7 @@ def generate(
             token = sampler(logits, cache.tokens)
             made += 1
             yield _token(token, logits, logprobs)
-            if token in stop_ids or made == max_tokens:
+            if made == max_tokens:
                 return
             if cache.length == cache.capacity:
                 if keep is None:
@@ -153,7 +151,7 @@ class Stops:
         if ends:
             self.found, self._held = True, ""
             return text[: min(ends)[1]]
-        longest = min(len(text), max(map(len, self.strings), default=1) - 1)
+        longest = min(len(text), max(map(len, self.strings), default=0))
         held = next(
             (n for n in range(longest, 0, -1) if any(s.startswith(text[-n:]) for s in self.strings)), 0
         )

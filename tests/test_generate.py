@@ -73,13 +73,6 @@ def test_a_step_is_computed_only_for_the_next_token():
     assert model.calls == [3, 1, 1, 1, 1]
 
 
-def test_a_stop_token_is_the_last():
-    expected = greedy([5], 12)
-    stop = expected[7]
-    first = expected.index(stop)
-    assert run(Checksum(), new_cache(), [5], max_tokens=12, stop_ids={stop}) == expected[: first + 1]
-
-
 def test_the_sampler_sees_the_whole_sequence():
     seen = []
 

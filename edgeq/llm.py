@@ -1,0 +1,325 @@
+"""LLM: a model, its tokenizer and its chat template, for programs that want text.
+
+    llm = edgeq.load("smollm2")
+    llm.generate("Once upon a time", max_tokens=32)
+    for piece in llm.stream("Once upon a time"): print(piece, end="", flush=True)
+    llm.chat([{"role": "user", "content": "Hello"}])
+
+Threads: any number may use one LLM, and any number of its streams may be open. One computes at a time, and
+the turn is free again after each token (and each chunk of a prompt), so a stream that nobody reads stops no
+other. Each open stream has a cache of its own. When it ends, the cache waits for the next stream, which
+computes only what its prompt does not share with the last one: a chat that grows is read once.
+"""
+
+import operator
+import os
+import threading
+from collections import deque
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal, Self, Unpack, overload
+
+import numpy as np
+
+from . import arch, catalog, files, template, tokenizer
+from .arch import Model
+from .arch.weights import Progress
+from .chat import chat_ids
+from .errors import ContextFull, EdgeqError
+from .generate import Stops, Stream, Timings, Token, generate, reuse
+from .kernels.cache import KVCache
+from .sample import Sampling, make_sampler
+from .tokenizer import Tokenizer
+
+DEFAULT_CTX = 4096  # the whole context that today's models allow would be gigabytes of cache
+TURN = threading.Lock()  # of all models: Numba's workqueue threads abort the process when two compute at once
+
+
+class Options(Sampling, total=False):
+    """The options of `LLM.stream`, for functions that pass them on."""
+
+    max_tokens: int | None
+    stop: str | Sequence[str]
+    logprobs: int | None
+    context_shift: bool
+    keep: int
+    progress: Progress | None
+
+
+class LLM:
+    """A model that writes; `edgeq.load` makes one from a name or a path.
+
+    Parameters
+    ----------
+    model, tokenizer : from ``arch.load`` and ``tokenizer.load``.
+    ctx : most tokens of a sequence; None takes the model's own limit, but no more than 4096.
+    chat_template : Jinja source, the name of a built-in template (``"chatml"``), or the Path of a file; None
+        takes the tokenizer's.
+
+    Attributes
+    ----------
+    tokenizer, ctx, chat_template : as given, with defaults filled in.
+    timings : of the latest generation; each `Stream` has its own, too.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        tokenizer: Tokenizer,
+        *,
+        ctx: int | None = None,
+        chat_template: str | Path | None = None,
+    ) -> None:
+        limit = model.config.context_length
+        ctx = min(limit, DEFAULT_CTX) if ctx is None else ctx
+        if not 1 <= ctx <= limit:
+            raise ValueError(f"ctx is {ctx}, expected 1 to {limit}, the model's own limit")
+        if isinstance(chat_template, Path) or chat_template in template.names():
+            chat_template = template.load(str(chat_template))
+        self.tokenizer, self.ctx = tokenizer, ctx
+        self.chat_template = tokenizer.chat_template if chat_template is None else chat_template
+        self.timings = Timings()
+        self._model: Model | None = model
+        self._idle: deque[KVCache] = deque(maxlen=1)
+
+    def __repr__(self) -> str:
+        return f"<LLM {self.config.name}, context {self.ctx}>" if self._model else "<LLM, closed>"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the weights and of the cache; what is called afterwards raises EdgeqError."""
+        with TURN:
+            self._model = None
+            self._idle = deque(maxlen=0)  # where the caches of open streams go when they end
+
+    @property
+    def model(self) -> Model:
+        """The model itself: ``model(ids, cache) -> logits``. Calls of it do not wait for their turn."""
+        if self._model is None:
+            raise EdgeqError("this LLM has been closed")
+        return self._model
+
+    @property
+    def config(self) -> Any:
+        """Shape of the model: name, layers, dim, heads, vocab_size, context_length, ..."""
+        return self.model.config
+
+    def tokenize(self, text: str, *, add_special: bool = True, parse_special: bool = False) -> list[int]:
+        """Ids of a text, see `Tokenizer.encode`."""
+        return self.tokenizer.encode(text, add_special=add_special, parse_special=parse_special)
+
+    def detokenize(self, ids: Sequence[int]) -> str:
+        """Text of ids."""
+        return self.tokenizer.decode(ids)
+
+    def logits(self, ids: Sequence[int]) -> np.ndarray:
+        """Logits of the next token after each of these, float32 (len(ids), vocab)."""
+        if len(ids) > self.ctx:
+            raise ContextFull(
+                f"{len(ids)} tokens do not fit the context of {self.ctx}; load with a larger ctx"
+            )
+        with TURN:
+            return self.model(ids, self.model.new_cache(len(ids)), "all")
+
+    def generate(self, prompt: str | Sequence[int], **options: Unpack[Options]) -> str:
+        """Go on with a text, and return what was added; the options are those of `stream`."""
+        return "".join(self.stream(prompt, **options))
+
+    def stream(
+        self,
+        prompt: str | Sequence[int],
+        *,
+        max_tokens: int | None = None,
+        stop: str | Sequence[str] = (),
+        logprobs: int | None = None,
+        context_shift: bool = False,
+        keep: int = 0,
+        progress: Progress | None = None,
+        **sampling: Unpack[Sampling],
+    ) -> Stream:
+        """Go on with a text, and give what is added as it comes.
+
+        Parameters
+        ----------
+        prompt : text, in which names of special tokens mean nothing, or token ids.
+        max_tokens : end after this many; None goes on until the model ends, or the context is full.
+        stop : text, or texts, that end the answer and are no part of it.
+        logprobs : None, or how many alternatives to record with each token in ``Stream.tokens``, with the
+            log-probabilities that the model gives before any sampling option.
+        context_shift : when the context is full, forget the older half of what comes after the first `keep`
+            tokens, and go on.
+        keep : tokens of the prompt that a shift never forgets; -1 for all. BOS is always kept.
+        progress : called with (stage, done, total) while the prompt is computed.
+        **sampling : temperature, top_k, seed, ...: see ``sample.make_sampler``.
+
+        Raises
+        ------
+        ContextFull
+            The prompt, or the prompt and `max_tokens` without `context_shift`, exceed the context.
+        """
+        ids = self.tokenize(prompt) if isinstance(prompt, str) else list(map(operator.index, prompt))
+        if not ids:
+            raise ValueError("the prompt has no tokens")
+        if max_tokens is not None and max_tokens < 1:
+            raise ValueError(f"max_tokens is {max_tokens}, expected at least 1, or None")
+        if logprobs is not None and logprobs < 0:
+            raise ValueError(f"logprobs is {logprobs}, expected at least 0, or None")
+        stop = (stop,) if isinstance(stop, str) else tuple(stop)
+        if "" in stop:
+            raise ValueError("a stop string is empty: it would end every answer before it begins")
+        kept = None
+        if context_shift:
+            kept = len(ids) if keep < 0 else min(max(keep, self.tokenizer.add_bos), len(ids))
+        self._check_room(len(ids), max_tokens, kept)
+        sampler = make_sampler(**sampling)
+
+        def tokens(cache: KVCache) -> Generator[Token, None, None]:
+            return generate(
+                self._compute,
+                cache,
+                ids[cache.length :],
+                sampler,
+                max_tokens=max_tokens,
+                keep=kept,
+                logprobs=logprobs,
+                progress=progress,
+            )
+
+        answer = Stream(self.tokenizer, len(ids), self._cache(ids), tokens, Stops(stop))
+        self.timings = answer.timings
+        return answer
+
+    @overload
+    def chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        stream: Literal[False] = ...,
+        variables: Mapping[str, Any] | None = ...,
+        **options: Unpack[Options],
+    ) -> str: ...
+
+    @overload
+    def chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        stream: Literal[True],
+        variables: Mapping[str, Any] | None = ...,
+        **options: Unpack[Options],
+    ) -> Stream: ...
+
+    def chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        stream: bool = False,
+        variables: Mapping[str, Any] | None = None,
+        **options: Unpack[Options],
+    ) -> str | Stream:
+        """Answer a conversation.
+
+        Parameters
+        ----------
+        messages : ``{"role": "user", "content": "Hello"}`` and so on, oldest first. Names of special tokens
+            in them are plain text to the model.
+        stream : return a `Stream` instead of the whole answer.
+        variables : more for the chat template to see, such as ``{"enable_thinking": False}``.
+        **options : those of `stream`.
+        """
+        if self.chat_template is None:
+            raise EdgeqError("this model has no chat template; load it with chat_template=...")
+        ids = chat_ids(self.tokenizer, self.chat_template, messages, **(variables or {}))
+        answer = self.stream(ids, **options)
+        return answer if stream else "".join(answer)
+
+    def _check_room(self, prompt: int, max_tokens: int | None, keep: int | None) -> None:
+        """Raise ContextFull for a generation that cannot be finished as it was asked for."""
+        advice = f"load with a larger ctx (the model allows {self.config.context_length})"
+        if prompt > self.ctx:
+            raise ContextFull(f"the prompt has {prompt} tokens, the context holds {self.ctx}; {advice}")
+        if keep is not None and keep >= self.ctx:
+            raise ContextFull(
+                f"{keep} tokens are to be kept in a context of {self.ctx}; keep fewer, or {advice}"
+            )
+        # the last token of an answer is not computed, so it needs no room
+        if keep is None and max_tokens is not None and prompt + max_tokens - 1 > self.ctx:
+            raise ContextFull(
+                f"a prompt of {prompt} tokens and max_tokens {max_tokens} exceed the context of {self.ctx}; "
+                f"ask for fewer tokens, {advice}, or pass context_shift=True"
+            )
+
+    @contextmanager
+    def _cache(self, ids: list[int]) -> Iterator[KVCache]:
+        """A cache for one stream, cut to what it has of a prompt: the one left behind, or else a new one."""
+        try:
+            cache = self._idle.pop()
+        except IndexError:
+            cache = self.model.new_cache(self.ctx)
+        try:
+            reuse(cache, ids)
+            yield cache
+        finally:
+            self._idle.append(cache)
+
+    def _compute(self, ids: Sequence[int], cache: KVCache) -> np.ndarray:
+        """The model, one caller at a time."""
+        with TURN:
+            return self.model(ids, cache)
+
+
+def load(
+    name_or_path: str | os.PathLike[str],
+    *,
+    backend: Literal["numba", "numpy"] = "numba",
+    threads: int | None = None,
+    ctx: int | None = None,
+    chat_template: str | Path | None = None,
+    unknown_pre: str | None = None,
+    progress: Progress | None = None,
+) -> LLM:
+    """Load a model.
+
+    Parameters
+    ----------
+    name_or_path : a name in the catalog (``"smollm2"``), ``"hf:user/repo"``, an https address, a .gguf file,
+        or a Hugging Face folder. What is not on this machine is fetched once.
+    backend : "numba" is fast; "numpy" is exact, in float32 from the unpacked weights.
+    threads : threads that compute; None takes one for each core.
+    ctx : most tokens of a sequence; None takes the model's own limit, but no more than 4096. The cache takes
+        memory as it fills.
+    chat_template : Jinja source, the name of a built-in template (``"gemma"``), or the Path of a file, to use
+        instead of the model's own.
+    unknown_pre : the pre-tokenizer to go on with where a GGUF file names one that edgeq does not know, see
+        ``tokenizer.from_gguf``.
+    progress : called with (stage, done, total) while the model is fetched, prepared and compiled.
+
+    Returns
+    -------
+    LLM
+
+    Raises
+    ------
+    ModelNotFound
+        Nothing goes by that name, or it could not be fetched.
+    FormatError
+        The file is damaged, or of a kind that edgeq does not run.
+    """
+    if threads is not None and threads < 1:
+        raise ValueError(f"threads is {threads}, expected at least 1, or None")
+    path = catalog.resolve(name_or_path, progress)
+    meta, tensors = files.read(path)
+    model = arch.load(
+        meta, tensors, backend=backend, path=path, threads=threads, progress=progress, release=files.release
+    )
+    if path.is_dir():
+        words = tokenizer.from_huggingface(path)
+    else:
+        words = tokenizer.from_gguf(meta, path, unknown_pre=unknown_pre)
+    return LLM(model, words, ctx=ctx, chat_template=chat_template)
