@@ -8,9 +8,9 @@ Its error is that of an 8-bit format for the activations, and a model's outliers
 of 0.04 on SmolLM2. A product of few tokens waits for the weights to come from memory, and the second byte
 costs it little.
 
-With the codes go the sums d * Σ of every 16 of them: the part of a matrix product that an offset (or the zero
-code) of the weights multiplies, Σ (s·code + o)·x = s·Σ code·x + o·Σ x, is one multiply-add a group instead of
-one a weight.
+With the codes go the sums of every 16 of them: the part of a matrix product that an offset (or the zero code)
+of the weights multiplies, Σ (s·(code - z) + o)·x = s·(Σ code·x - z·Σ x) + o·Σ x, costs one operation a group
+instead of one a weight.
 """
 
 import numpy as np
@@ -22,7 +22,7 @@ from .lanes import RUN
 
 def quantize_numpy(x: np.ndarray, fine: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """x float32 (n, cols), cols a multiple of 32 -> codes (n, cols) int8, or int16 when fine; scales f32 (n,
-    runs); sums f32 (n, 2 runs). The kernels hold an int16 row as its bytes q, then its bytes r.
+    runs); sums of codes int32 (n, 2 runs). The kernels hold an int16 row as its bytes q, then its bytes r.
     """
     runs = x.reshape(len(x), -1, RUN)
     scale = np.abs(runs).max(axis=2) / np.float32(127 * 256 if fine else 127)
@@ -30,8 +30,8 @@ def quantize_numpy(x: np.ndarray, fine: bool) -> tuple[np.ndarray, np.ndarray, n
     codes = np.rint(runs * inverse[:, :, None]).astype(np.int16 if fine else np.int8)
     if fine:
         codes += (codes & 255) == 128  # 128 is -128 as a signed byte, which some paths cannot negate
-    sums = codes.reshape(*scale.shape, 2, RUN // 2).sum(axis=3, dtype=np.int32) * scale[:, :, None]
-    return codes.reshape(x.shape), scale, sums.reshape(len(x), -1).astype(np.float32)
+    sums = codes.reshape(*scale.shape, 2, RUN // 2).sum(axis=3, dtype=np.int32)
+    return codes.reshape(x.shape), scale, sums.reshape(len(x), -1)
 
 
 @njit(nogil=True)
@@ -54,7 +54,5 @@ def quantize_row(x, codes, scale, sums, token):
         d = top / np.float32(simd.code_limit(codes))
         inverse = simd.splat(np.float32(1) / d if d > 0 else np.float32(0))
         scale[token, r] = d
-        sums[token, 2 * r] = d * np.float32(simd.store_codes(codes, token, RUN * r, simd.mul(a, inverse)))
-        sums[token, 2 * r + 1] = d * np.float32(
-            simd.store_codes(codes, token, RUN * r + 16, simd.mul(b, inverse))
-        )
+        sums[token, 2 * r] = simd.store_codes(codes, token, RUN * r, simd.mul(a, inverse))
+        sums[token, 2 * r + 1] = simd.store_codes(codes, token, RUN * r + 16, simd.mul(b, inverse))

@@ -59,7 +59,7 @@ class Lanes(NamedTuple):
     cols: int
     data: np.ndarray
     table: np.ndarray
-    zero: float
+    zero: int
 
     @property
     def is_float(self) -> bool:
@@ -121,17 +121,17 @@ def prepare(tensors: list[Tensor]) -> Lanes:
         data = aligned((groups, cols, ROWS), np.dtype(FLOATS[tensors[0].format]))
         for at, block in _panels(tensors):
             data[at // ROWS : (at + len(block)) // ROWS] = block.reshape(-1, ROWS, cols).swapaxes(1, 2)
-        return Lanes(rows, cols, data, np.zeros(16, np.uint8), 0.0)
-    data, table, zero = None, np.zeros(16, np.uint8), 0.0
+        return Lanes(rows, cols, data, np.zeros(16, np.uint8), 0)
+    data, table, zero = None, np.zeros(16, np.uint8), 0
     for at, codes, grid in _unpacked_panels(tensors):
         if data is None:
             record, columns = layout(grid, codes.shape[1])
             data = aligned((groups, codes.shape[1] // columns), record)
             if "t4" in record.names:
                 table[: len(grid.levels)] = grid.levels.view(np.uint8) ^ 128
-                zero = 128.0
+                zero = 128
             else:
-                zero = -float(grid.levels[0])
+                zero = -int(grid.levels[0])
         fill(data[at // ROWS : (at + len(codes)) // ROWS], codes, grid)
     return Lanes(rows, cols, data, table, zero)
 

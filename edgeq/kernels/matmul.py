@@ -13,7 +13,7 @@ from . import simd
 from .activations import quantize_row
 from .jit import kernel
 from .lanes import PLANE_BYTES, RUN
-from .simd import I8, I32, I64, _constant, _data, _dot4, _load, _load_f32, _lookup, _splat
+from .simd import F32, I8, I32, I64, _constant, _data, _dot4, _fma, _load, _load_f32, _lookup, _splat
 
 TOKENS = simd.PATH.tokens
 zero_one = simd.make_zero(1)
@@ -99,20 +99,30 @@ def add_run(typing, acc, w, record, run, table, zero, codes, scale, sums, token)
                 v = builder.fmul(v, _load_f32(builder, at[unit], 0, fields[unit][1].dtype))
             return v
 
+        def total(token, half):
+            """Sum of the token's codes that meet this half of the run, i32."""
+            sixteens = [half] if halves == 2 else [0, 1]
+            at = [builder.add(builder.mul(token, I64(8)), I64(4 * i)) for i in sixteens]
+            parts = [_load(builder, sums_, a, I32) for a in at]
+            return parts[0] if halves == 2 else builder.add(*parts)
+
         out = simd._vectors(builder, acc_)
         for half in range(halves):
             quads = range(8 // halves * half, 8 // halves * (half + 1))
             operands = [_operand(builder, planes, run_, table_, quad) for quad in quads]
-            dots = [_constant(i32, 0)] * acc.count
+            totals = [total(h, half) for h in here]
+            # codes count from zero, weights from the code `zero`
+            start = [_splat(builder, builder.mul(builder.neg(zero_), t)) for t in totals]
+            dots = [_constant(i32, 0)] * acc.count if fine else start
             for byte in range(2 if fine else 1):  # the high bytes' products, times 256, plus the low bytes'
                 for quad, operand in zip(quads, operands, strict=True):
                     for i, at_ in enumerate(bytes_[byte]):
                         four = _load(builder, codes_, builder.add(at_, I64(4 * quad)), I32)
-                        dots[i] = _dot4(
-                            builder, dots[i], operand, builder.bitcast(_splat(builder, four), v64), wide
-                        )
+                        x = builder.bitcast(_splat(builder, four), v64)
+                        dots[i] = _dot4(builder, dots[i], operand, x, wide)
                 if fine and byte == 0:
-                    dots = [builder.shl(d, _constant(i32, 8)) for d in dots]
+                    shifted = [builder.shl(d, _constant(i32, 8)) for d in dots]
+                    dots = [builder.add(d, s) for d, s in zip(shifted, start, strict=True)]
             if halves == 2:
                 group = builder.add(builder.mul(run_, I64(2)), I64(half))
             elif groups == runs:
@@ -120,24 +130,18 @@ def add_run(typing, acc, w, record, run, table, zero, codes, scale, sums, token)
             else:
                 group = builder.udiv(run_, I64(runs // groups))
             d = numbers("scale", group)
-            o = (
-                numbers("offset", group)
-                if "offset" in fields
-                else builder.fmul(d, _splat(builder, builder.fneg(zero_)))
-            )
+            o = numbers("offset", group) if "offset" in fields else None
             for i, h in enumerate(here):
-                s = _load(builder, scale_, builder.mul(h, I64(4)), ir.FloatType())
-                x = _load(builder, sums_, builder.add(builder.mul(h, I64(8)), I64(4 * half)), ir.FloatType())
-                if halves == 1:
-                    x = builder.fadd(
-                        x, _load(builder, sums_, builder.add(builder.mul(h, I64(8)), I64(4)), ir.FloatType())
-                    )
-                dot = builder.sitofp(dots[i], f32)
-                out[i] = simd._fma(builder, out[i], dot, builder.fmul(d, _splat(builder, s)))
-                out[i] = simd._fma(builder, out[i], o, _splat(builder, x))
+                s = _load(builder, scale_, builder.mul(h, I64(4)), F32)
+                out[i] = _fma(
+                    builder, out[i], builder.sitofp(dots[i], f32), builder.fmul(d, _splat(builder, s))
+                )
+                if o is not None:
+                    x = builder.fmul(builder.sitofp(totals[i], F32), s)
+                    out[i] = _fma(builder, out[i], o, _splat(builder, x))
         return simd._tile(builder, out)
 
-    return acc(acc, w, record, run, table, types.float32, codes, scale, sums, token), code
+    return acc(acc, w, record, run, table, types.int32, codes, scale, sums, token), code
 
 
 @kernel(parallel=True)

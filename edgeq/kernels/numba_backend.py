@@ -41,7 +41,7 @@ class Product:
         self.record_runs = lanes.data.dtype[next(p for p in PLANE_BYTES if p in names)].shape[0]
         self.runs = self.w.shape[1] * self.record_runs
         self.table = lanes.table
-        self.zero = np.float32(simd.WIDE_BIAS if "p8" in names or "t4" in names else lanes.zero)
+        self.zero = np.int32(simd.WIDE_BIAS if "p8" in names or "t4" in names else lanes.zero)
         fixed = self.w, self.record_runs, self.table, self.zero, x
         self.one = matmul.one.entry(*fixed, *self.scratch(1, np.int16), out, 0)
         self.many = matmul.many.entry(*fixed, *self.scratch(1, np.int16), out, 0)
@@ -52,7 +52,7 @@ class Product:
         return (
             np.empty((n, self.runs * RUN), codes),
             np.empty((n, self.runs), np.float32),
-            np.empty((n, 2 * self.runs), np.float32),
+            np.empty((n, 2 * self.runs), np.int32),
         )
 
     def __call__(self, x: np.ndarray, out: np.ndarray, column: int) -> None:

@@ -82,13 +82,14 @@ def softmax(x: np.ndarray) -> np.ndarray:
 
 
 def silu(x: np.ndarray) -> np.ndarray:
-    """x * sigmoid(x), written so that exp cannot overflow."""
-    return x * (0.5 + 0.5 * np.tanh(0.5 * x))
+    """x * sigmoid(x)."""
+    return x / (1 + np.exp(np.minimum(-x, 88)))  # e**88 is the last that float32 holds
 
 
 def gelu(x: np.ndarray) -> np.ndarray:
-    """The tanh form of GELU (arXiv 1606.08415, section 2)."""
-    return 0.5 * x * (1 + np.tanh(np.float32(np.sqrt(2 / np.pi)) * (x + np.float32(0.044715) * x**3)))
+    """The tanh form of GELU (arXiv 1606.08415, section 2): 0.5 x (1 + tanh(u)) = x sigmoid(2 u)."""
+    u = np.float32(np.sqrt(2 / np.pi)) * (x + np.float32(0.044715) * x**3)
+    return x / (1 + np.exp(np.minimum(-2 * u, 88)))
 
 
 ACTIVATIONS = {"silu": silu, "gelu": gelu}

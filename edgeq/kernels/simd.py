@@ -219,6 +219,12 @@ def _lookup(builder, table, codes):
     if "arm" in PATH.name:
         find = lambda c: _call(builder, "llvm.aarch64.neon.tbl1.v16i8", c.type, table, c)  # noqa: E731
         return _by_pieces(builder, 128, find, codes)
+    if not PATH.bits:
+        out = _constant(codes.type, 0)
+        for i in range(16):
+            entry = _splat(builder, builder.extract_element(table, I32(i)), codes.type.count)
+            out = builder.select(builder.icmp_unsigned("==", codes, _constant(codes.type, i)), entry, out)
+        return out
     name = "llvm.x86.avx512.pshuf.b.512" if PATH.bits == 512 else "llvm.x86.avx2.pshuf.b"
     tables = _shuffle(builder, table, table, list(range(16)) * (PATH.bits // 128))
     return _by_pieces(builder, PATH.bits, lambda c: _call(builder, name, c.type, tables, c), codes)
@@ -232,7 +238,7 @@ def _exp(builder, x):
     """
     f32, i32 = x.type, ir.VectorType(I32, LANES)
     c = lambda value: _constant(f32, float(np.float32(value)))  # noqa: E731
-    x = _call(builder, "llvm.minnum.v16f32", f32, x, c(88.7))
+    x = _call(builder, "llvm.minnum.v16f32", f32, x, c(88.3))
     x = _call(builder, "llvm.maxnum.v16f32", f32, x, c(-87.9))
     n = _call(builder, "llvm.rint.v16f32", f32, builder.fmul(x, c(1.4426950408889634)))
     r = _fma(builder, x, n, c(-0.693359375))  # ln 2 in two parts, so that the subtraction is exact

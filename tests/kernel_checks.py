@@ -1,0 +1,101 @@
+"""Checks of the compiled kernels against NumPy, on the path that this process was started with.
+
+A module of its own, because a path is chosen when Numba starts: `python kernel_checks.py q4_0 q8_0` runs the
+checks for these formats and prints the path's name.
+"""
+
+import sys
+
+import numpy as np
+from matrices import random_tensor
+
+from edgeq import kernels
+from edgeq.kernels import activations, host, lanes, numba_backend, numpy_backend
+from edgeq.kernels.cache import KVCache
+from edgeq.kernels.heads import Heads
+from edgeq.kernels.rope import rope
+from edgeq.tensor import Tensor
+
+
+def expected_product(prepared: lanes.Lanes, x: np.ndarray) -> np.ndarray:
+    """x Wᵀ in float64, from the weights in the lanes and from activations quantized by the NumPy twin."""
+    x64 = x.astype(np.float64)
+    if not prepared.is_float:
+        padded = np.pad(x, ((0, 0), (0, -x.shape[1] % lanes.RUN)))
+        codes, scale, _ = activations.quantize_numpy(padded, len(x) < numba_backend.FINE_TOKENS)
+        x64 = (codes.reshape(*scale.shape, -1) * scale[:, :, None].astype(np.float64)).reshape(len(x), -1)
+        x64 = x64[:, : prepared.cols]
+    return x64 @ lanes.decode(prepared).astype(np.float64).T
+
+
+def check_product(tensor: Tensor, x: np.ndarray) -> None:
+    """The compiled product agrees with float64 to float32's precision."""
+    got = numba_backend.linear([tensor])(x)
+    prepared = lanes.prepare([tensor])
+    want = expected_product(prepared, x)
+    size = np.abs(x).astype(np.float64) @ np.abs(lanes.decode(prepared)).astype(np.float64).T
+    assert got.shape == want.shape
+    assert got.dtype == np.float32
+    # rounding is relative to the sum of magnitudes
+    assert np.all(np.abs(got - want) <= 4e-6 * (size + size.mean()) + 1e-30), (tensor.format, x.shape)
+
+
+def check_attention(
+    rng: np.random.Generator,
+    *,
+    heads: int,
+    kv_heads: int,
+    head_dim: int,
+    before: int,
+    n: int,
+    window: int = 0,
+    norms: bool = False,
+    interleaved: bool = False,
+    dims: int | None = None,
+) -> None:
+    """The compiled attention agrees with the NumPy one, over the same past."""
+    table = rope(before + n, dims or head_dim, 10000.0, interleaved=interleaved)
+    dtype = numba_backend.CACHE_DTYPE
+    caches = [KVCache(before + n, kv_heads, head_dim, [table], d) for d in (dtype, np.float32)]
+    past = [rng.standard_normal((before, kv_heads, head_dim)).astype(dtype) for _ in range(2)]
+    for cache in caches:
+        cache.tokens = [0] * (before + n)
+        cache.write(0, 0, *past)
+    gains = [rng.random(head_dim).astype(np.float32) + 0.5 if norms else None for _ in range(2)]
+    spec = Heads(heads, kv_heads, head_dim, head_dim**-0.5, window, *gains, 1e-6)
+    qkv = rng.standard_normal((n, (heads + 2 * kv_heads) * head_dim)).astype(np.float32)
+    got = numba_backend.attention(qkv, caches[0], 0, spec)
+    want = numpy_backend.attention(qkv, caches[1], 0, spec)
+    np.testing.assert_allclose(got, want, atol=4e-3)
+    np.testing.assert_allclose(
+        caches[0].read_keys(0, before + n), caches[1].read_keys(0, before + n), atol=4e-3
+    )
+
+
+def check_gates_and_norms(rng: np.random.Generator) -> None:
+    """The elementwise kernels agree with NumPy."""
+    for size in (1, 16, 37, 172):
+        x = (rng.standard_normal((3, 2 * size)) * 8).astype(np.float32)
+        for activation in numpy_backend.ACTIVATIONS:
+            got, want = (kernels.backend(b).gated(x, activation) for b in kernels.BACKENDS)
+            np.testing.assert_allclose(got, want, rtol=2e-6, atol=2e-6)
+        gain = rng.random(2 * size).astype(np.float32)
+        got, want = (kernels.backend(b).rms_norm(x, gain, 1e-5) for b in kernels.BACKENDS)
+        np.testing.assert_allclose(got, want, rtol=2e-6, atol=1e-7)
+
+
+def main(names: list[str]) -> None:
+    """Everything, for these formats."""
+    rng = np.random.default_rng(0)
+    for name in names:
+        tensor = random_tensor(name, 40, 512, rng)
+        for n in (1, 3, 11):
+            check_product(tensor, rng.standard_normal((n, tensor.cols)).astype(np.float32))
+    for n in (1, 5):
+        check_attention(rng, heads=6, kv_heads=2, head_dim=16, before=37, n=n, norms=True, window=20)
+    check_gates_and_norms(rng)
+    print(host.path().name)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
