@@ -1,5 +1,5 @@
-"""Byte-level byte-pair encoding, on the tokenizers library: regular expressions cut text into words, the bytes
-of a word are written as printable characters, and neighbors are joined in the order of a list of merges.
+"""Byte-level byte-pair encoding, on the tokenizers library: regular expressions cut text into words, whose
+bytes are written as printable characters, and neighbors are joined in the order of a list of merges.
 
     "don't  stop"  →  don | 't | ␣ | ␣stop  →  don | 't | Ġ | Ġstop  →  ids
 

@@ -1,7 +1,7 @@
 """A SentencePiece model (``tokenizer.model``), told in GGUF's terms. The file is a protocol buffer:
 
     1   piece, repeated      1 text, 2 score (f32), 3 Kind (normal when absent)
-    2   trainer              3 kind of model (2: BPE), 40 unknown, 41 begin, 42 end, 43 padding id
+    2   trainer              3 kind of model (2: BPE), 40 unknown, 41 begin, 42 end
     3   normalizer           2 table of rewritten characters, 3 space prefix, 4 removal of extra spaces
 
 Source: sentencepiece_model.proto.
@@ -17,36 +17,50 @@ import numpy as np
 from ..errors import FormatError
 from ..files.source import Allowance, open_raw
 from .core import Kind
+from .spm import SPACE
 
 BPE = 2
+FIXED = {1: 8, 5: 4}  # bytes of a field by its wire type; 0 is a number, 2 begins with its size
 
 
 def read(path: str | os.PathLike) -> dict[str, Any]:
     """Metadata with the keys of a GGUF file that has the same vocabulary."""
     raw = open_raw(path, Allowance())[:]
     try:
-        pieces, trainer, normalizer = _parts(raw)
-    except (IndexError, struct.error, UnicodeDecodeError, TypeError, AttributeError) as e:
-        found = f"a fault: {e}"
-        raise FormatError(path, "", found=found, expected="a SentencePiece model") from None
-    if not pieces:
-        raise FormatError(path, "", found="no vocabulary", expected="a SentencePiece model")
+        meta = _meta(raw)
+    except (LookupError, ValueError, TypeError, AttributeError, struct.error) as e:
+        raise FormatError(path, "", found=f"a fault: {e}", expected="a SentencePiece model for BPE") from None
+    return {f"tokenizer.ggml.{key}": value for key, value in meta.items()}
+
+
+def _meta(raw: bytes) -> dict[str, Any]:
+    """The file's contents by GGUF's keys; any of five exceptions when it is not what it should be."""
+    tokens: list[str] = []
+    scores: list[float] = []
+    kinds: list[int] = []
+    trainer: dict[int, Any] = {}
+    normalizer: dict[int, Any] = {}
+    for field, value in _fields(raw):
+        if field == 1:
+            piece = dict(_fields(value))
+            kinds.append(piece.get(3, Kind.NORMAL))
+            token = piece[1].decode()
+            # In GGUF files the tokens that are matched in the text as it is have spaces as such.
+            tokens.append(token.replace(SPACE, " ") if kinds[-1] == Kind.USER_DEFINED else token)
+            scores += struct.unpack("<f", piece.get(2, bytes(4)))
+        elif field == 2:
+            trainer = dict(_fields(value))
+        elif field == 3:
+            normalizer = dict(_fields(value))
+    if not tokens:
+        raise ValueError("no vocabulary")
     if trainer.get(3, 1) != BPE:
-        raise FormatError(
-            path, "trainer_spec.model_type", found=f"{trainer.get(3, 1)}", expected=f"{BPE}, BPE"
-        )
-    if normalizer.get(2):
-        found = f"a table of {len(normalizer[2]):,} bytes"
-        raise FormatError(
-            path, "normalizer_spec.precompiled_charsmap", found=found, expected="text taken as it is"
-        )
-    tokens, scores, kinds = zip(*pieces, strict=True)
+        raise ValueError(f"a model of kind {trainer.get(3, 1)}")
+    if normalizer.get(2, b"") != b"":
+        raise ValueError("a normalizer that rewrites characters")
     meta = {
         "model": "llama",
-        # GGUF files write spaces as such in the tokens that are matched in the text as it is.
-        "tokens": [
-            t.replace("▁", " ") if k == Kind.USER_DEFINED else t for t, k in zip(tokens, kinds, strict=True)
-        ],
+        "tokens": tokens,
         "scores": np.array(scores, np.float32),
         "token_type": np.array(kinds, np.int32),
         "add_space_prefix": bool(normalizer.get(3, 1)),
@@ -54,50 +68,42 @@ def read(path: str | os.PathLike) -> dict[str, Any]:
     }
     for field, name, default in ((40, "unknown", 0), (41, "bos", 1), (42, "eos", 2)):
         number = trainer.get(field, default)
-        if number < 1 << 63:  # -1 says that there is none, as a 64-bit number without sign
+        if number < 1 << 63:  # -1, as a 64-bit number without a sign, says that there is none
             meta[f"{name}_token_id"] = number
     meta["add_bos_token"] = "bos_token_id" in meta
-    return {f"tokenizer.ggml.{key}": value for key, value in meta.items()}
-
-
-def _parts(raw: bytes) -> tuple[list[tuple[str, float, int]], dict[int, Any], dict[int, Any]]:
-    pieces: list[tuple[str, float, int]] = []
-    specs: dict[int, dict[int, Any]] = {2: {}, 3: {}}
-    for field, value in _fields(raw):
-        if field == 1:
-            piece = dict(_fields(value))
-            score = struct.unpack("<f", piece.get(2, bytes(4)))[0]
-            pieces.append((piece[1].decode(), score, piece.get(3, int(Kind.NORMAL))))
-        elif field in specs:
-            specs[field] = dict(_fields(value))
-    return pieces, specs[2], specs[3]
+    return meta
 
 
 def _fields(raw: bytes) -> Iterator[tuple[int, Any]]:
     """Fields of a message: numbers as int, all others as bytes."""
     at = 0
     while at < len(raw):
-        tag, at = _varint(raw, at)
+        tag, at = _number(raw, at)
         wire = tag & 7
         if wire == 0:
-            value, at = _varint(raw, at)
+            value, at = _number(raw, at)
             yield tag >> 3, value
             continue
         if wire == 2:
-            size, at = _varint(raw, at)
+            size, at = _number(raw, at)
+        elif wire in FIXED:
+            size = FIXED[wire]
         else:
-            size = {1: 8, 5: 4}[wire]
+            raise ValueError(f"wire type {wire}")
         if at + size > len(raw):
-            raise IndexError("the file ends in a field")
+            raise ValueError("it ends in a field")
         yield tag >> 3, raw[at : at + size]
         at += size
 
 
-def _varint(raw: bytes, at: int) -> tuple[int, int]:
+def _number(raw: bytes, at: int) -> tuple[int, int]:
     """A number of seven bits a byte, low ones first, and where it ends."""
-    value = shift = 0
-    while True:
-        value |= (raw[at] & 127) << shift
-        at, shift = at + 1, shift + 7
-        if raw[at - 1] < 128:
-            return value & (1 << 64) - 1, at
+    value = 0
+    for shift in range(0, 70, 7):
+        if at + shift // 7 >= len(raw):
+            raise ValueError("it ends in a number")
+        byte = raw[at + shift // 7]
+        value |= (byte & 127) << shift
+        if byte < 128:
+            return value & (1 << 64) - 1, at + shift // 7 + 1
+    raise ValueError("a number of more than 64 bits")
