@@ -15,6 +15,7 @@ import json
 import os
 import threading
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -130,10 +131,10 @@ def _from_json(f: _Folder) -> Tokenizer:
         engine = tokenizers.Tokenizer.from_buffer(open_raw(path, f.allowance)[:])
         engine.no_truncation()
         engine.no_padding()
-        prefix, suffix = _around(engine)
     except Exception as e:  # the library raises nothing more specific
         raise FormatError(path, "", found=f"a fault: {e}", expected="a tokenizer") from e
     to_bytes, byte_fallback, space_prefix = _decoding(engine, path)
+    prefix, suffix = _around(engine, path)
 
     vocabulary = engine.get_vocab(with_added_tokens=True)
     size = max(vocabulary.values(), default=-1) + 1
@@ -148,7 +149,7 @@ def _from_json(f: _Folder) -> Tokenizer:
         kinds[id] = Kind.CONTROL if added.special else Kind.USER_DEFINED
 
     bos, eos = (f.special_id(name, engine.token_to_id) for name in ("bos", "eos"))
-    for special in (bos, eos):
+    for special in (bos, eos, *prefix, *suffix):
         if special is not None and special >= size:
             raise FormatError(
                 f.path, "", found=f"special token {special:,}", expected=f"an id below {size:,}"
@@ -177,10 +178,7 @@ def _from_json(f: _Folder) -> Tokenizer:
 
 def _decoding(engine: tokenizers.Tokenizer, path: Path) -> tuple[Callable[[str], bytes], bool, bool]:
     """What a token stands for, whether <0x0A> is a byte, and whether a text begins with a space of ours."""
-    steps = [json.loads(engine.decoder.__getstate__())] if engine.decoder else []
-    for step in steps:  # grows while it is read
-        steps += step.get("decoders", ())
-    by_type = {step["type"]: step for step in steps}
+    by_type = {step["type"]: step for step in _steps(engine.decoder, "decoders")}
     if "ByteLevel" in by_type:
         return bpe.to_bytes, False, False
     fallback = "ByteFallback" in by_type
@@ -192,14 +190,39 @@ def _decoding(engine: tokenizers.Tokenizer, path: Path) -> tuple[Callable[[str],
     raise FormatError(path, "decoder", found=", ".join(by_type) or "none", expected=expected)
 
 
-def _around(engine: tokenizers.Tokenizer) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def _around(engine: tokenizers.Tokenizer, path: Path) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Ids that the file's post-processor puts before and behind a text."""
-    bare, full = (engine.encode("a", add_special_tokens=special).ids for special in (False, True))
-    n = len(bare)
-    for at in range(len(full) - n + 1):
-        if full[at : at + n] == bare:
-            return tuple(full[:at]), tuple(full[at + n :])
-    raise ValueError("the post-processor changes the tokens of the text")
+    before: list[int] = []
+    behind: list[int] = []
+    for step in _steps(engine.post_processor, "processors"):
+        if step["type"] == "TemplateProcessing":
+            parts = [_piece_ids(step, piece, path) for piece in step["single"]]
+            if parts.count(None) != 1:
+                raise FormatError(path, "post_processor", found=f"{parts.count(None)} texts", expected="1")
+            at = parts.index(None)
+            before = [*chain(*parts[:at]), *before]
+            behind = [*behind, *chain(*parts[at + 1 :])]
+        elif step["type"] in ("BertProcessing", "RobertaProcessing"):
+            before, behind = [step["cls"][1], *before], [*behind, step["sep"][1]]
+    return tuple(before), tuple(behind)
+
+
+def _piece_ids(template: dict[str, Any], piece: dict[str, Any], path: Path) -> Any:
+    """Ids of a special token in a template, or None for the place of the text."""
+    if "Sequence" in piece:
+        return None
+    token = template["special_tokens"].get(piece["SpecialToken"]["id"])
+    if token is None:
+        raise FormatError(path, "post_processor", found=str(piece)[:80], expected="a token in special_tokens")
+    return token["ids"]
+
+
+def _steps(component: Any, nested: str) -> list[dict[str, Any]]:
+    """The parts of a component of the library, as its JSON has them; those of a sequence one by one."""
+    steps = [json.loads(component.__getstate__())] if component else []
+    for step in steps:  # grows while it is read
+        steps += step.get(nested, ())
+    return steps
 
 
 def _with(ids: tuple[int, ...], id: int | None, wanted: bool | None, at: int) -> tuple[int, ...]:
