@@ -34,16 +34,16 @@ def read(path: str | os.PathLike) -> dict[str, Any]:
 
 
 def _meta(raw: bytes) -> dict[str, Any]:
-    """The file's contents by GGUF's keys; any of five exceptions when it is not what it should be."""
+    """The file's contents by GGUF's keys; any of several exceptions when it is not what it should be."""
     tokens: list[str] = []
     scores: list[float] = []
-    kinds: list[int] = []
+    kinds: list[Kind] = []
     trainer: dict[int, Any] = {}
     normalizer: dict[int, Any] = {}
     for field, value in _fields(raw):
         if field == 1:
             piece = dict(_fields(value))
-            kinds.append(piece.get(3, Kind.NORMAL))
+            kinds.append(Kind(piece.get(3, Kind.NORMAL)))
             token = piece[1].decode()
             # In GGUF files the tokens that are matched in the text as it is have spaces as such.
             tokens.append(token.replace(SPACE, " ") if kinds[-1] == Kind.USER_DEFINED else token)
