@@ -106,6 +106,11 @@ class LLM:
         return self._model
 
     @property
+    def threads(self) -> int:
+        """Threads that compute."""
+        return self.model.threads
+
+    @property
     def config(self) -> Any:
         """Shape of the model: name, layers, dim, heads, vocab_size, context_length, ..."""
         return self.model.config

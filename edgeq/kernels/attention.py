@@ -17,9 +17,9 @@ threads.
 import math
 
 import numpy as np
-from numba import njit, prange
+from numba import njit
 
-from . import simd
+from . import pool, simd
 from .jit import kernel
 
 ROWS = 4
@@ -186,11 +186,11 @@ CACHE = "i2" if simd.PATH.half else "f4"
 
 
 @kernel(
-    f"void(f4[::1], {CACHE}[:, :, :, ::1], {CACHE}[:, :, ::1], f4[:, ::1], f4[:, ::1], b1, f4[::1], f4[::1],"
-    "f4, f4, i8, i8, i8, f4[:, :, ::1], f4[:, :, ::1], f4[:, ::1], f4[:, ::1], f4[:, :, ::1])",
-    parallel=True,
+    f"void(i8[::1], f4[::1], {CACHE}[:, :, :, ::1], {CACHE}[:, :, ::1], f4[:, ::1], f4[:, ::1], b1, f4[::1],"
+    "f4[::1], f4, f4, i8, i8, i8, f4[:, :, ::1], f4[:, :, ::1], f4[:, ::1], f4[:, ::1], f4[:, :, ::1])"
 )
 def attention(
+    state,
     qkv,
     keys,
     values,
@@ -214,15 +214,15 @@ def attention(
 
     keys, values: the layer's cache; cos, sin (positions, dims / 2); q_norm, k_norm (head_dim,) or empty;
     start: tokens before these; shares: pieces that the positions are cut into. Scratch: queries, shaped like
-    out; parts (units, ROWS, head_dim), tops and weights (units, ROWS), for kv_heads * tiles of rows * shares
+    out; parts (units, ROWS, width), tops and weights (units, ROWS), for kv_heads * tiles of rows * shares
     units.
     """
-    for t in prange(out.shape[0]):
-        store_token(
-            np.int64(t), qkv, keys, values, cos, sin, interleaved, q_norm, k_norm, eps, start, queries
-        )
-    for unit in prange(len(parts)):
-        attend(np.int64(unit), queries, keys, values, scale, window, start, shares, parts, tops, weights, out)
+    tokens = pool.job(
+        store_token, (qkv, keys, values, cos, sin, interleaved, q_norm, k_norm, eps, start, queries)
+    )
+    pool.run(state, out.shape[0], tokens)
+    units = pool.job(attend, (queries, keys, values, scale, window, start, shares, parts, tops, weights, out))
+    pool.run(state, len(parts), units)
     if shares > 1:
         for unit in range(0, len(parts), shares):
             join(unit, shares, parts, tops, weights, out, keys.shape[0])

@@ -9,7 +9,6 @@ two processes that compile at once could each load the other's code.
 
 import hashlib
 import sys
-import threading
 from collections.abc import Callable, Iterable
 from contextlib import contextmanager
 from functools import cache
@@ -118,23 +117,5 @@ def compile_all(entries: Iterable[Entry], progress: Progress | None) -> None:
 
 
 def kernel(signature: str | None = None, **options: Any) -> Callable[[Callable], Kernel]:
-    """Make a Kernel of a function, with Numba's options (``parallel``, ``fastmath``)."""
+    """Make a Kernel of a function, with Numba's options, such as ``fastmath``."""
     return lambda function: Kernel(function, signature, options)
-
-
-THREADS = threading.local()
-
-
-def use_threads(count: int) -> None:
-    """Let the calling thread's next kernels run on that many threads."""
-    if getattr(THREADS, "count", None) != count:
-        numba.set_num_threads(min(count, config.NUMBA_NUM_THREADS))
-        THREADS.count = count
-
-
-def threading_layer() -> str:
-    """Numba's threading layer in use: omp, tbb or workqueue."""
-    try:
-        return numba.threading_layer()
-    except ValueError:  # no parallel kernel has run yet
-        return "not started"

@@ -1,15 +1,15 @@
 """y = x Wᵀ on prepared lanes: by far the most time of a model is spent in this file.
 
-Two loops, for one token and for many, over groups of sixteen output rows; the threads share out the groups,
+Two loops, for one token and for many, over groups of sixteen output rows. Threads take the groups in units,
 so that every output is computed by one thread in one order, whatever the number of threads. For many tokens a
 tile of them shares each unpacked operand.
 """
 
 from llvmlite import ir
-from numba import prange, types
+from numba import njit, types
 from numba.extending import intrinsic
 
-from . import simd
+from . import pool, simd
 from .activations import quantize_row
 from .jit import kernel
 from .lanes import PLANE_BYTES, RUN
@@ -144,13 +144,28 @@ def add_run(typing, acc, w, record, run, table, zero, codes, scale, sums, token)
     return acc(acc, w, record, run, table, types.int32, codes, scale, sums, token), code
 
 
-@kernel(parallel=True)
-def one(w, runs, table, zero, x, codes, scale, sums, out, column):
-    """out[0, column:] = x Wᵀ for one token; w (groups, records) with `runs` runs each, x f32 (1, cols), out
-    f32.
-    """
-    quantize_row(x, codes, scale, sums, 0)
-    for g in prange(w.shape[0]):
+UNITS = 64  # that a product is cut into, where it has so many groups of rows
+
+
+@njit(nogil=True)
+def unit_groups(unit, groups):
+    """First group of rows of a unit, and the one after its last."""
+    units = min(groups, UNITS)
+    return groups * unit // units, groups * (unit + 1) // units
+
+
+@njit(nogil=True)
+def quantize_tokens(unit, x, codes, scale, sums):
+    """Quantize the tokens of a tile."""
+    for t in range(unit * TOKENS, min(unit * TOKENS + TOKENS, x.shape[0])):
+        quantize_row(x, codes, scale, sums, t)
+
+
+@njit(nogil=True)
+def one_unit(unit, w, runs, table, zero, codes, scale, sums, out, column):
+    """The rows of a unit, for one token."""
+    first, stop = unit_groups(unit, w.shape[0])
+    for g in range(first, stop):
         acc = zero_one()
         for r in range(w.shape[1]):
             for run in range(runs):
@@ -158,12 +173,19 @@ def one(w, runs, table, zero, x, codes, scale, sums, out, column):
         simd.store(out, column + 16 * g, 0, acc)
 
 
-@kernel(parallel=True)
-def many(w, runs, table, zero, x, codes, scale, sums, out, column):
-    """out[:n, column:] = x Wᵀ for n tokens; codes, scale, sums and out have whole tiles of TOKENS rows."""
-    for t in prange(x.shape[0]):
-        quantize_row(x, codes, scale, sums, t)
-    for g in prange(w.shape[0]):
+@kernel()
+def one(state, w, runs, table, zero, x, codes, scale, sums, out, column):
+    """out[0, column:] = x Wᵀ for one token; w (groups, records) of `runs` runs, x f32 (1, cols), out f32."""
+    quantize_row(x, codes, scale, sums, 0)
+    job = pool.job(one_unit, (w, runs, table, zero, codes, scale, sums, out, column))
+    pool.run(state, min(w.shape[0], UNITS), job)
+
+
+@njit(nogil=True)
+def many_unit(unit, w, runs, table, zero, codes, scale, sums, out, column):
+    """The rows of a unit, for all tokens."""
+    first, stop = unit_groups(unit, w.shape[0])
+    for g in range(first, stop):
         for t in range(0, out.shape[0], TOKENS):
             acc = zero_many()
             for r in range(w.shape[1]):
@@ -172,13 +194,20 @@ def many(w, runs, table, zero, x, codes, scale, sums, out, column):
             simd.store(out, t * out.shape[1] + column + 16 * g, out.shape[1], acc)
 
 
-@kernel(parallel=True)
-def one_float(w, x, out, column):
-    """out[0, column:] = x Wᵀ for one token; w (groups, cols, 16) of f32, f16 or bf16 as u16, x f32 (1,
-    cols).
-    """
+@kernel()
+def many(state, w, runs, table, zero, x, codes, scale, sums, out, column):
+    """out[:n, column:] = x Wᵀ for n tokens; codes, scale, sums and out have whole tiles of TOKENS rows."""
+    pool.run(state, out.shape[0] // TOKENS, pool.job(quantize_tokens, (x, codes, scale, sums)))
+    job = pool.job(many_unit, (w, runs, table, zero, codes, scale, sums, out, column))
+    pool.run(state, min(w.shape[0], UNITS), job)
+
+
+@njit(nogil=True)
+def one_float_unit(unit, w, x, out, column):
+    """The rows of a unit, for one token."""
     cols = w.shape[1]
-    for g in prange(w.shape[0]):
+    first, stop = unit_groups(unit, w.shape[0])
+    for g in range(first, stop):
         a, b, c, d = zero_one(), zero_one(), zero_one(), zero_one()
         for k in range(0, cols - 3, 4):  # four sums, because one would wait for its own last addition
             at = (g * cols + k) * 16
@@ -191,13 +220,26 @@ def one_float(w, x, out, column):
         simd.store(out, column + 16 * g, 0, simd.add(simd.add(a, b), simd.add(c, d)))
 
 
-@kernel(parallel=True)
-def many_float(w, x, out, column):
-    """out[:, column:] = x Wᵀ; x and out have whole tiles of TOKENS rows."""
+@kernel()
+def one_float(state, w, x, out, column):
+    """out[0, column:] = x Wᵀ for one token; w (groups, cols, 16), as `simd.kernel_view` has floats, x f32."""
+    pool.run(state, min(w.shape[0], UNITS), pool.job(one_float_unit, (w, x, out, column)))
+
+
+@njit(nogil=True)
+def many_float_unit(unit, w, x, out, column):
+    """The rows of a unit, for all tokens."""
     cols = w.shape[1]
-    for g in prange(w.shape[0]):
+    first, stop = unit_groups(unit, w.shape[0])
+    for g in range(first, stop):
         for t in range(0, out.shape[0], TOKENS):
             acc = zero_many()
             for k in range(cols):
                 acc = simd.outer(acc, simd.load(w, (g * cols + k) * 16), x, t * cols + k, cols)
             simd.store(out, t * out.shape[1] + column + 16 * g, out.shape[1], acc)
+
+
+@kernel()
+def many_float(state, w, x, out, column):
+    """out[:, column:] = x Wᵀ; x and out have whole tiles of TOKENS rows."""
+    pool.run(state, min(w.shape[0], UNITS), pool.job(many_float_unit, (w, x, out, column)))

@@ -7,12 +7,13 @@ import numpy as np
 from .. import formats
 from ..tensor import Tensor
 from . import attention as attention_kernel
-from . import gate, matmul, norm, simd
+from . import gate, matmul, norm, pool, simd
 from .cache import KVCache
 from .heads import Heads
-from .jit import LISTENERS, Entry, Progress, compile_all, use_threads  # noqa: F401  (part of the backend)
+from .jit import LISTENERS, Entry, Progress, compile_all
 from .lanes import PLANE_BYTES, ROWS, RUN, Lanes, prepare
 from .matmul import TOKENS
+from .pool import use_threads as use_threads
 from .simd import kernel_view
 
 CACHE_DTYPE = np.float16 if simd.PATH.half else np.float32
@@ -32,17 +33,18 @@ class Product:
         self.rows, self.cols, self.is_float = lanes.rows, lanes.cols, lanes.is_float
         self.w = kernel_view(lanes.data)
         self.width = len(self.w) * ROWS
+        state = pool.state()
         x, out = np.zeros((1, lanes.cols), np.float32), np.zeros((1, 16), np.float32)
         if lanes.is_float:
-            self.one = matmul.one_float.entry(self.w, x, out, 0)
-            self.many = self.coarse = matmul.many_float.entry(self.w, x, out, 0)
+            self.one = matmul.one_float.entry(state, self.w, x, out, 0)
+            self.many = self.coarse = matmul.many_float.entry(state, self.w, x, out, 0)
             return
         names = lanes.data.dtype.names
         self.record_runs = lanes.data.dtype[next(p for p in PLANE_BYTES if p in names)].shape[0]
         self.runs = self.w.shape[1] * self.record_runs
         self.table = lanes.table
         self.zero = np.int32(simd.WIDE_BIAS if "p8" in names or "t4" in names else lanes.zero)
-        fixed = self.w, self.record_runs, self.table, self.zero, x
+        fixed = state, self.w, self.record_runs, self.table, self.zero, x
         self.one = matmul.one.entry(*fixed, *self.scratch(1, np.int16), out, 0)
         self.many = matmul.many.entry(*fixed, *self.scratch(1, np.int16), out, 0)
         self.coarse = matmul.many.entry(*fixed, *self.scratch(1, np.int8), out, 0)
@@ -62,11 +64,21 @@ class Product:
         if self.is_float:
             if len(x) != len(out):
                 x = np.concatenate([x, np.zeros((len(out) - len(x), self.cols), np.float32)])
-            f(self.w, x, out, column)
+            f(pool.state(), self.w, x, out, column)
             return
         if len(x) >= FINE_TOKENS:
             f, codes = self.coarse, np.int8
-        f(self.w, self.record_runs, self.table, self.zero, x, *self.scratch(len(out), codes), out, column)
+        f(
+            pool.state(),
+            self.w,
+            self.record_runs,
+            self.table,
+            self.zero,
+            x,
+            *self.scratch(len(out), codes),
+            out,
+            column,
+        )
 
 
 class Linear:
@@ -130,7 +142,7 @@ def attention(qkv: np.ndarray, cache: KVCache, layer: int, heads: Heads) -> np.n
     units = heads.kv_heads * tiles * shares
     out = np.empty((n, heads.heads, heads.head_dim), np.float32)
     attention_kernel.attention(
-        qkv.reshape(-1), keys, values, rope.cos, rope.sin, rope.interleaved,
+        pool.state(), qkv.reshape(-1), keys, values, rope.cos, rope.sin, rope.interleaved,
         EMPTY if heads.q_norm is None else heads.q_norm, EMPTY if heads.k_norm is None else heads.k_norm,
         np.float32(heads.eps), np.float32(heads.scale), heads.window, end - n, shares, np.empty_like(out),
         np.empty((units, attention_kernel.ROWS, values.shape[2]), np.float32),
@@ -150,7 +162,13 @@ def gated(gate_up: np.ndarray, activation: str) -> np.ndarray:
 def ready(progress: Progress | None) -> None:
     """Compile what the prepared matrices will run, and report what is compiled later on, too."""
     LISTENERS[:] = [progress] if progress else []
-    common = norm.rms_norm.fixed, attention_kernel.attention.fixed, gate.silu_gate.fixed, gate.gelu_gate.fixed
+    common = (
+        pool.work.fixed,
+        norm.rms_norm.fixed,
+        attention_kernel.attention.fixed,
+        gate.silu_gate.fixed,
+        gate.gelu_gate.fixed,
+    )
     compile_all([*WANTED, *common], progress)
     WANTED.clear()
 
