@@ -1,0 +1,71 @@
+"""Memory: what a model will take, and how much there is."""
+
+import importlib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from . import arch, kernels
+from .arch import config, huggingface
+from .arch.weights import Weights
+from .errors import FormatError
+from .tensor import Tensor
+
+PROGRAM = 150 << 20  # Python with NumPy, Numba, LLVM and the kernels
+
+
+class Estimate(NamedTuple):
+    """Bytes that a model takes: its weights, the keys and values of a full context, and all else."""
+
+    weights: int
+    cache: int
+    work: int
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return sum(self)
+
+
+def shape(meta: Mapping[str, Any], tensors: Mapping[str, Tensor], path: object) -> config.Config:
+    """Layers, heads and so on of a model that edgeq runs; FormatError for any other."""
+    raw = meta.get("config")
+    name = meta.get("general.architecture") if raw is None else huggingface.architecture(raw)
+    if name not in arch.names():
+        raise FormatError(path, "architecture", found=repr(name), expected=" or ".join(arch.names()))
+    if raw is not None:
+        module = importlib.import_module(f"{arch.__name__}.{name}")
+        meta, tensors = huggingface.translate(raw, tensors, module, path)
+    return config.read(meta, Weights(tensors, kernels, path).vocab_size(), path, interleaved=True)
+
+
+def estimate(c: config.Config, tensors: Mapping[str, Tensor], *, backend: str, ctx: int) -> Estimate:
+    """Memory for a model of this shape with a context of `ctx` tokens."""
+    matrices = [t for t in tensors.values() if len(t.shape) == 2]
+    if backend == "numpy":
+        weights = sum(t.rows * t.cols * 4 for t in matrices)
+    else:
+        weights = sum(t.nbytes for t in matrices)
+    item = np.dtype(kernels.backend(backend).CACHE_DTYPE).itemsize
+    widths = 3 * c.dim + 2 * (c.heads + 2 * c.kv_heads) * c.head_dim + 3 * c.ffn
+    return Estimate(weights, c.cache_bytes(ctx, item), PROGRAM + 4 * (arch.CHUNK * widths + 2 * c.vocab_size))
+
+
+def available() -> int:
+    """Bytes that can be allocated without swapping; all memory where the system does not say (macOS)."""
+    try:
+        with open("/proc/meminfo") as f:
+            fields = dict(line.split(":", 1) for line in f)
+        free = int(fields["MemAvailable"].split()[0]) << 10
+    except (OSError, KeyError):
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    try:  # a container's share; files that it has read can be dropped from its account
+        group = Path("/sys/fs/cgroup")
+        limit, used = (int((group / f"memory.{name}").read_text()) for name in ("max", "current"))
+        stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        return min(free, limit - used + int(stat["inactive_file"]))
+    except (OSError, ValueError, KeyError):  # no cgroup v2, or its limit is "max"
+        return free
