@@ -9,11 +9,13 @@ import io
 import os
 import pkgutil
 import sys
+import warnings
 
 import click
 
 from .. import __version__
 from ..errors import EdgeqError
+from ._console import note, printable
 
 
 class Verbs(click.Group):
@@ -41,16 +43,18 @@ def main() -> None:
     for stream in (sys.stdin, sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # another encoding is no reason to stop
+    warnings.formatwarning = lambda message, *_: f"edgeq: {printable(str(message))}\n"
     try:
         status = edgeq.main(prog_name="edgeq", standalone_mode=False)
-    except click.ClickException as error:
-        error.show()
-        status = error.exit_code
     except (click.Abort, KeyboardInterrupt):
         status = 130
-    except (EdgeqError, OSError, MemoryError) as error:
+    except (click.ClickException, EdgeqError, OSError, MemoryError) as error:
         if os.environ.get("EDGEQ_DEBUG") == "1":
             raise
-        click.echo(f"edgeq: {error or type(error).__name__}", err=True)
-        status = 1
+        if isinstance(error, click.ClickException):
+            error.show()
+            status = error.exit_code
+        else:
+            note(printable(f"edgeq: {str(error) or type(error).__name__}"))
+            status = 1
     sys.exit(status)

@@ -1,0 +1,5 @@
+"""`python -m edgeq`: the command line."""
+
+from .cli import main
+
+main()

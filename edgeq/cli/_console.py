@@ -1,0 +1,120 @@
+"""The terminal: progress on stderr, text that is safe to show, sizes that are easy to read."""
+
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import click
+
+Progress = Callable[[str, int, int], None]
+
+PATIENCE = 0.5  # seconds that a stage may take before it is shown
+CONTROLS = {c: None for c in (*range(32), *range(127, 160)) if c not in b"\t\n"}
+
+
+def printable(text: str) -> str:
+    """Text without the control characters by which a file, or a model, could steer the terminal."""
+    return text.translate(CONTROLS)
+
+
+def size(nbytes: int) -> str:
+    """A number of bytes for people."""
+    return f"{nbytes / 2**30:.2f} GiB" if nbytes >= 2**30 else f"{nbytes / 2**20:.1f} MiB"
+
+
+def note(text: str) -> None:
+    """A line on stderr."""
+    click.echo(text, err=True)
+
+
+@contextmanager
+def progress() -> Iterator[Progress]:
+    """A callback (stage, done, total) that shows the stages that take a while."""
+    shown: Stage | None = None
+
+    def report(name: str, done: int, total: int) -> None:
+        nonlocal shown
+        if shown is None or shown.name != name:
+            if shown is not None:
+                shown.close()
+            shown = Stage(name)
+        shown.update(done, total)
+
+    try:
+        yield report
+    finally:
+        if shown is not None:
+            shown.close()
+
+
+class Stage:
+    """Something that goes on: a bar on a terminal, a line in a log, nothing if it is over soon."""
+
+    def __init__(self, name: str) -> None:
+        self.name, self.done, self.total = name, 0, 0
+        self.bar: Any = None
+        self.lock = threading.Lock()
+        # the stage itself may be silent for long: its first step can take seconds
+        self.timer = threading.Timer(PATIENCE, self.show)
+        self.timer.daemon = True
+        self.timer.start()
+
+    def show(self) -> None:
+        """Begin to be seen."""
+        with self.lock:
+            if self.done >= self.total:
+                return
+            if not sys.stderr.isatty():
+                note(f"{self.name}, {self.amount()} ...")
+                return
+            from rich.console import Console
+            from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+            columns = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[amount]}")
+            self.bar = Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True)
+            self.bar.add_task(self.name, completed=self.done, total=self.total, amount=self.amount())
+            self.bar.start()
+
+    def update(self, done: int, total: int) -> None:
+        """So far it has come."""
+        with self.lock:
+            self.done, self.total = done, total
+            if self.bar is not None:
+                self.bar.update(0, completed=done, total=total, amount=self.amount())
+        if done >= total:
+            self.close()
+
+    def close(self) -> None:
+        """It is over."""
+        self.timer.cancel()
+        with self.lock:
+            self.done = self.total
+            if self.bar is not None:
+                self.bar.stop()
+                self.bar = None
+
+    def amount(self) -> str:
+        """How much is done."""
+        if self.total > 1 << 20:
+            return f"{self.done / 2**20:.1f} / {self.total / 2**20:.1f} MiB"
+        return f"{self.done} / {self.total}"
+
+
+def table(*columns: str) -> Any:
+    """A plain table with these headings, if any is not empty; ">" before one sets its column to the right."""
+    from rich.box import SIMPLE
+    from rich.table import Table
+
+    made = Table(box=SIMPLE, show_edge=False, pad_edge=False, show_header=any(columns))
+    for heading in columns:
+        made.add_column(heading.removeprefix(">"), justify="right" if heading.startswith(">") else "left")
+    return made
+
+
+def show(table: Any) -> None:
+    """Print a table to stdout; what is not a terminal gets all of it, however wide."""
+    from rich.console import Console
+
+    Console(highlight=False, width=None if sys.stdout.isatty() else 1000).print(table)
