@@ -50,5 +50,5 @@ $(VENV)/.installed-test: EXTRAS = [test]
 $(VENV)/.installed-dev: EXTRAS = [dev]
 $(VENV)/.installed $(VENV)/.installed-test $(VENV)/.installed-dev: pyproject.toml | $(VENV)/bin/python
 	@echo "Installing edgeq$(EXTRAS) into $(VENV), once" >&2
-	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.$(EXTRAS)'
+	@$(VENV)/bin/python -m pip install -qq --disable-pip-version-check --editable '.$(EXTRAS)'
 	@touch $@
