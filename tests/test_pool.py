@@ -1,4 +1,4 @@
-"""The pool of threads: every unit once, whoever does it, also when threads come late, sleep, or are forked away."""
+"""The pool of threads: every unit once, whoever does it; threads come late, sleep, and are forked away."""
 
 import os
 import subprocess

@@ -36,6 +36,11 @@ class KVCache:
         self.keys = [np.zeros((kv_heads, blocks, head_dim, LANES), dtype) for _ in ropes]
         width = -(-head_dim // LANES) * LANES
         self.values = [np.zeros((kv_heads, blocks * LANES, width), dtype) for _ in ropes]
+        # the same memory as kernels take it: Numba on the CPU has no float16
+        self.kernel_keys, self.kernel_values = (
+            [a.view(np.int16) if dtype == np.float16 else a for a in arrays]
+            for arrays in (self.keys, self.values)
+        )
 
     @property
     def length(self) -> int:

@@ -132,6 +132,8 @@ def prepare(tensors: list[Tensor]) -> Lanes:
                 zero = 128
             else:
                 zero = -int(grid.levels[0])
+            if zero and grid.offset is not None:
+                raise ValueError(f"{tensors[0].format} has an offset, so its levels must begin at 0")
         fill(data[at // ROWS : (at + len(codes)) // ROWS], codes, grid)
     return Lanes(rows, cols, data, table, zero)
 

@@ -46,12 +46,12 @@ def _operand(builder, planes, run, table, quad):
 
 
 @intrinsic
-def add_run(typing, acc, w, record, run, table, zero, codes, scale, sums, token):
+def add_run(typing, acc, w, group, record, run, table, zero, codes, scale, sums, token):
     """Add the products of a run of 32 columns to acc: sixteen rows, and as many tokens as acc has vectors.
 
-    w: array of records; record: its flat index; run: of the record; codes (n, cols), scale (n, runs), sums
-    (n, 2 runs): the quantized activations, int8 or int16; token: the first of the tile. All arrays are
-    contiguous.
+    w: array of records, of which w[group, record] is used; run: of the record; codes (n, cols), scale (n,
+    runs), sums (n, 2 runs): the quantized activations, int8 or int16; token: the first of the tile. All
+    arrays are contiguous.
     """
     fine = codes.dtype == types.int16
     kind = w.dtype
@@ -63,31 +63,29 @@ def add_run(typing, acc, w, record, run, table, zero, codes, scale, sums, token)
 
     def code(context, builder, sig, args):
         i32, f32, v64 = ir.VectorType(I32, 16), acc.vector, ir.VectorType(I8, 64)
-        acc_, w_, record_, run_, table_, zero_, codes_, scale_, sums_, token_ = args
-        record_, run_, token_ = (
-            context.cast(builder, v, t, types.intp)
-            for v, t in zip((record_, run_, token_), (sig.args[2], sig.args[3], sig.args[9]), strict=True)
+        acc_, w_, _, _, _, table_, zero_, codes_, scale_, sums_, _ = args
+        group_, record_, run_, token_ = (
+            context.cast(builder, args[i], sig.args[i], types.intp) for i in (2, 3, 4, 10)
         )
-        base = builder.gep(_data(context, builder, w, w_), [builder.mul(record_, I64(kind.size))])
+        records = builder.extract_value(context.make_array(w)(context, builder, w_).shape, 1)
+        index = builder.add(builder.mul(group_, records), record_)
+        base = builder.gep(_data(context, builder, w, w_), [builder.mul(index, I64(kind.size))])
         at = {name: builder.gep(base, [I64(offset)]) for name, (offset, _) in fields.items()}
         planes = {name: at[name] for name in PLANE_BYTES if name in fields}
-        table_ = (
-            _load(builder, _data(context, builder, table, table_), 0, ir.VectorType(I8, 16))
-            if "t4" in fields
-            else None
-        )
-        runs_in_row = context.make_array(scale)(context, builder, scale_).shape
-        runs_in_row = builder.extract_value(runs_in_row, 1)
-        # index of this run in a row of activations: records hold `runs` runs, rows hold whole records
-        first = builder.urem(builder.add(builder.mul(record_, I64(runs)), run_), runs_in_row)
+        table_ = _load(builder, _data(context, builder, table, table_), 0, ir.VectorType(I8, 16))
+        runs_in_row = builder.mul(records, I64(runs))
+        first = builder.add(builder.mul(record_, I64(runs)), run_)
         tokens = [builder.add(token_, I64(i)) for i in range(acc.count)]
         here = [builder.add(builder.mul(t, runs_in_row), first) for t in tokens]
-        # where each token's codes of this run begin, and its low bytes
+        # where each token's codes of this run begin: those of high bytes, if there are any, and of low bytes
         row_bytes = builder.mul(runs_in_row, I64(RUN * (2 if fine else 1)))
-        high = [builder.add(builder.mul(t, row_bytes), builder.mul(first, I64(RUN))) for t in tokens]
-        bytes_ = high, [builder.add(at_, builder.mul(runs_in_row, I64(RUN))) for at_ in high]
+        high_bytes = [builder.add(builder.mul(t, row_bytes), builder.mul(first, I64(RUN))) for t in tokens]
+        low_bytes = high_bytes
+        if fine:
+            low_bytes = [builder.add(at, builder.mul(runs_in_row, I64(RUN))) for at in high_bytes]
         codes_, scale_, sums_ = (
-            _data(context, builder, t, v) for t, v in ((codes, codes_), (scale, scale_), (sums, sums_))
+            _data(context, builder, kind, array)
+            for kind, array in ((codes, codes_), (scale, scale_), (sums, sums_))
         )
 
         def numbers(name, group):
@@ -109,20 +107,22 @@ def add_run(typing, acc, w, record, run, table, zero, codes, scale, sums, token)
         out = simd._vectors(builder, acc_)
         for half in range(halves):
             quads = range(8 // halves * half, 8 // halves * (half + 1))
-            operands = [_operand(builder, planes, run_, table_, quad) for quad in quads]
             totals = [total(h, half) for h in here]
-            # codes count from zero, weights from the code `zero`
-            start = [_splat(builder, builder.mul(builder.neg(zero_), t)) for t in totals]
-            dots = [_constant(i32, 0)] * acc.count if fine else start
-            for byte in range(2 if fine else 1):  # the high bytes' products, times 256, plus the low bytes'
-                for quad, operand in zip(quads, operands, strict=True):
-                    for i, at_ in enumerate(bytes_[byte]):
-                        four = _load(builder, codes_, builder.add(at_, I64(4 * quad)), I32)
+            # codes count from zero, weights from the code `zero`; an offset has that in it already
+            low = [_constant(i32, 0)] * acc.count
+            if "offset" not in fields:
+                low = [_splat(builder, builder.mul(builder.neg(zero_), t)) for t in totals]
+            high = [_constant(i32, 0)] * acc.count
+            for quad in quads:
+                operand = _operand(builder, planes, run_, table_, quad)
+                for i in range(acc.count):
+                    for dots, start in [(high, high_bytes), (low, low_bytes)][0 if fine else 1 :]:
+                        four = _load(builder, codes_, builder.add(start[i], I64(4 * quad)), I32)
                         x = builder.bitcast(_splat(builder, four), v64)
                         dots[i] = _dot4(builder, dots[i], operand, x, wide)
-                if fine and byte == 0:
-                    shifted = [builder.shl(d, _constant(i32, 8)) for d in dots]
-                    dots = [builder.add(d, s) for d, s in zip(shifted, start, strict=True)]
+            if fine:
+                high = [builder.shl(h, _constant(i32, 8)) for h in high]
+                low = [builder.add(*pair) for pair in zip(high, low, strict=True)]
             if halves == 2:
                 group = builder.add(builder.mul(run_, I64(2)), I64(half))
             elif groups == runs:
@@ -134,14 +134,14 @@ def add_run(typing, acc, w, record, run, table, zero, codes, scale, sums, token)
             for i, h in enumerate(here):
                 s = _load(builder, scale_, builder.mul(h, I64(4)), F32)
                 out[i] = _fma(
-                    builder, out[i], builder.sitofp(dots[i], f32), builder.fmul(d, _splat(builder, s))
+                    builder, out[i], builder.sitofp(low[i], f32), builder.fmul(d, _splat(builder, s))
                 )
                 if o is not None:
                     x = builder.fmul(builder.sitofp(totals[i], F32), s)
                     out[i] = _fma(builder, out[i], o, _splat(builder, x))
         return simd._tile(builder, out)
 
-    return acc(acc, w, record, run, table, types.int32, codes, scale, sums, token), code
+    return acc(acc, w, group, record, run, table, types.int32, codes, scale, sums, token), code
 
 
 UNITS = 64  # that a product is cut into, where it has so many groups of rows
@@ -169,7 +169,7 @@ def one_unit(unit, w, runs, table, zero, codes, scale, sums, out, column):
         acc = zero_one()
         for r in range(w.shape[1]):
             for run in range(runs):
-                acc = add_run(acc, w, g * w.shape[1] + r, run, table, zero, codes, scale, sums, 0)
+                acc = add_run(acc, w, g, r, run, table, zero, codes, scale, sums, 0)
         simd.store(out, column + 16 * g, 0, acc)
 
 
@@ -190,7 +190,7 @@ def many_unit(unit, w, runs, table, zero, codes, scale, sums, out, column):
             acc = zero_many()
             for r in range(w.shape[1]):
                 for run in range(runs):
-                    acc = add_run(acc, w, g * w.shape[1] + r, run, table, zero, codes, scale, sums, t)
+                    acc = add_run(acc, w, g, r, run, table, zero, codes, scale, sums, t)
             simd.store(out, t * out.shape[1] + column + 16 * g, out.shape[1], acc)
 
 

@@ -135,7 +135,7 @@ def attention(qkv: np.ndarray, cache: KVCache, layer: int, heads: Heads) -> np.n
     """Attend from n new tokens to themselves and all before them, and store their keys and values."""
     n, end = len(qkv), cache.length
     rope = cache.ropes[layer]
-    keys, values = kernel_view(cache.keys[layer]), kernel_view(cache.values[layer])
+    keys, values = cache.kernel_keys[layer], cache.kernel_values[layer]
     tiles = -(-n * heads.heads // heads.kv_heads // attention_kernel.ROWS)
     seen = min(end, heads.window or end)
     shares = max(1, min(MOST_SHARES, seen // SHARE)) if n == 1 else 1

@@ -136,7 +136,7 @@ def _store(builder, base, offset, value):
 
 
 def _fma(builder, acc, a, b):
-    return builder.fadd(builder.fmul(a, b, CONTRACT), acc, CONTRACT)
+    return builder.fadd(builder.fmul(a, b, flags=CONTRACT), acc, flags=CONTRACT)
 
 
 def _widen(builder, v):
