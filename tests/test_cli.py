@@ -173,9 +173,8 @@ def test_options_have_the_names_of_the_python_interface() -> None:
         "self", "prompt", "sampling", "logprobs", "progress",
     }  # fmt: skip
     load = set(inspect.signature(edgeq.load).parameters)
-    assert {option.name for option in _model.LOADING} - {"chat_template_file", "force", "verbose"} == load - {
-        "name_or_path", "progress",
-    }  # fmt: skip
+    own = {"chat_template_file", "check_tensors", "force", "verbose"}
+    assert {option.name for option in _model.LOADING} - own == load - {"name_or_path", "progress"}
 
 
 def test_options_have_the_defaults_of_the_python_interface() -> None:
@@ -310,6 +309,14 @@ def test_a_model_that_does_not_fit_is_refused(
     assert result.status == 1
     assert "1.0 MiB are available" in result.err
     assert "tensor" in typed("run", file, "hello", "--force").err  # it has too few
+
+
+def test_weights_that_are_no_numbers_are_refused_on_request(typed: Typed, file: Path) -> None:
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-36] + b"\xff" * 36)  # the last block's scale becomes NaN
+    result = typed("run", file, "hello", "--check-tensors")
+    assert result.status == 1
+    assert "blk.0.ffn_up.weight" in result.err
 
 
 @pytest.mark.model

@@ -59,6 +59,7 @@ LOADING = (
     option("--chat-template", metavar="TEXT", help="Jinja, or the name of a built-in template."),
     option("--chat-template-file", type=TEXT_FILE, help="A file with one."),
     option("--unknown-pre", metavar="NAME", help="Pre-tokenizer for a file whose own edgeq does not know."),
+    option("--check-tensors", is_flag=True, help="Refuse a model whose weights are not all finite numbers."),
     option("--force", is_flag=True, help="Load the model even if it does not seem to fit in memory."),
     option("-v", "--verbose", is_flag=True, help="Tell about memory and timings."),
 )  # fmt: skip
@@ -110,6 +111,7 @@ def open_model(
     chat_template: str | None = None,
     chat_template_file: Path | None = None,
     unknown_pre: str | None = None,
+    check_tensors: bool = False,
     force: bool = False,
     verbose: bool = False,
 ) -> "LLM":
@@ -120,7 +122,7 @@ def open_model(
 
     with progress() as report:
         path = catalog.resolve(name or catalog.default(), report)
-        _check_memory(path, ctx, backend, force, verbose)
+        _check(path, ctx, backend, check_tensors, force, verbose)
         with usage():
             return edgeq.load(
                 path,
@@ -133,12 +135,16 @@ def open_model(
             )
 
 
-def _check_memory(path: Path, ctx: int | None, backend: str, force: bool, verbose: bool) -> None:
-    """Raise EdgeqError for a model that does not fit, unless forced."""
+def _check(
+    path: Path, ctx: int | None, backend: str, check_tensors: bool, force: bool, verbose: bool
+) -> None:
+    """Raise EdgeqError for a model that does not fit in memory, or whose weights are not numbers."""
     from .. import files, memory
     from ..llm import DEFAULT_CTX
 
     meta, tensors = files.read(path)
+    if check_tensors:
+        files.check_finite(path, tensors.values())
     shape = memory.shape(meta, tensors, path)
     ctx = min(ctx or DEFAULT_CTX, shape.context_length)
     need, free = memory.estimate(shape, tensors, backend=backend, ctx=ctx), memory.available()
