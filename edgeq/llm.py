@@ -13,7 +13,6 @@ computes only what its prompt does not share with the last one: a chat that grow
 
 import operator
 import os
-import threading
 from collections import deque
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -33,7 +32,6 @@ from .sample import Sampling, make_sampler
 from .tokenizer import Tokenizer
 
 DEFAULT_CTX = 4096  # the whole context that today's models allow would be gigabytes of cache
-TURN = threading.Lock()  # of all models: Numba's workqueue threads abort the process when two compute at once
 
 
 class Options(Sampling, total=False):
@@ -94,13 +92,12 @@ class LLM:
 
     def close(self) -> None:
         """Let go of the weights and of the cache; what is called afterwards raises EdgeqError."""
-        with TURN:
-            self._model = None
-            self._idle = deque(maxlen=0)  # where the caches of open streams go when they end
+        self._model = None
+        self._idle = deque(maxlen=0)  # where the caches of open streams go when they end
 
     @property
     def model(self) -> Model:
-        """The model itself: ``model(ids, cache) -> logits``. Calls of it do not wait for their turn."""
+        """The model itself: ``model(ids, cache) -> logits``."""
         if self._model is None:
             raise EdgeqError("this LLM has been closed")
         return self._model
@@ -129,8 +126,7 @@ class LLM:
             raise ContextFull(
                 f"{len(ids)} tokens do not fit the context of {self.ctx}; load with a larger ctx"
             )
-        with TURN:
-            return self.model(ids, self.model.new_cache(len(ids)), "all")
+        return self.model(ids, self.model.new_cache(len(ids)), "all")
 
     def generate(self, prompt: str | Sequence[int], **options: Unpack[Options]) -> str:
         """Go on with a text, and return what was added; the options are those of `stream`."""
@@ -186,7 +182,7 @@ class LLM:
 
         def tokens(cache: KVCache) -> Generator[Token, None, None]:
             return generate(
-                self._compute,
+                lambda ids, cache: self.model(ids, cache),
                 cache,
                 ids[cache.length :],
                 sampler,
@@ -272,11 +268,6 @@ class LLM:
             yield cache
         finally:
             self._idle.append(cache)
-
-    def _compute(self, ids: Sequence[int], cache: KVCache) -> np.ndarray:
-        """The model, one caller at a time."""
-        with TURN:
-            return self.model(ids, cache)
 
 
 def load(

@@ -3,6 +3,7 @@ real ones.
 """
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -123,6 +124,20 @@ def test_an_interrupted_call_leaves_the_cache_alone(monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         model([4], cache)
     assert cache.tokens == [1, 2, 3]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_threads_of_python_take_turns(backend):
+    models = [tiny(name, backend) for name in ("llama", "gemma3")]
+    ids = [[1, 2, 3, 4], [5, 6, 7]] * 10
+    want = [m(i, m.new_cache(8)) for i in ids for m in models]
+    with ThreadPoolExecutor(4) as pool:
+        got = list(
+            pool.map(
+                lambda pair: pair[1](pair[0], pair[1].new_cache(8)), [(i, m) for i in ids for m in models]
+            )
+        )
+    np.testing.assert_array_equal(got, want)
 
 
 def broken(change):

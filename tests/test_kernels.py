@@ -3,8 +3,6 @@
 import os
 import subprocess
 import sys
-import threading
-from concurrent.futures import ThreadPoolExecutor
 
 import kernel_checks
 import numpy as np
@@ -170,24 +168,6 @@ def test_exp():
     assert out[:2].max() < 1e-37
     assert (out[2:4] == 1).all()
     assert np.isfinite(out[4])
-
-
-def test_several_python_threads_compute_the_same():
-    """One at a time, as Model and LLM see to it."""
-    turn = threading.Lock()
-    rng = np.random.default_rng(0)
-    product = numba_backend.linear([random_tensor("q4_1", 512, 512, rng)])
-    x = rng.standard_normal((1, 512)).astype(np.float32)
-    want = product(x)
-
-    def work(_):
-        with turn:
-            numba_backend.use_threads(THREADS)
-            return product(x)
-
-    with ThreadPoolExecutor(4) as pool:
-        for got in pool.map(work, range(40)):
-            np.testing.assert_array_equal(got, want)
 
 
 def test_processes_that_start_at_once_on_an_empty_cache(tmp_path):

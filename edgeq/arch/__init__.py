@@ -9,6 +9,7 @@ A module holds
 
 import importlib
 import pkgutil
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -22,6 +23,7 @@ from . import huggingface
 from .weights import Progress, Weights
 
 CHUNK = 512  # tokens that go through the layers together: bounds the scratch memory of a long prompt
+TURN = threading.Lock()  # the kernels' pool of threads serves one caller at a time
 HELPERS = ("config", "huggingface", "weights")
 
 
@@ -55,7 +57,7 @@ class Model:
         """Append tokens to the sequence in the cache.
 
         Returns the logits of the token after the last one, float32 (1, vocab), or after each one, (n, vocab).
-        The cache is as it was before when this raises.
+        The cache is as it was before when this raises. Calls from several threads wait for their turn.
         """
         ids = np.asarray(ids, dtype=np.int64)
         start = cache.length
@@ -68,18 +70,19 @@ class Model:
         if start + len(ids) > cache.capacity:
             raise ContextFull(f"{start} + {len(ids)} tokens do not fit the context of {cache.capacity}")
         out = []
-        self.ops.use_threads(self.threads)
-        try:
-            for at in range(0, len(ids), CHUNK):
-                chunk = ids[at : at + CHUNK]
-                cache.tokens.extend(chunk.tolist())
-                hidden = self.network.forward(chunk, cache)
-                if logits == "all":
-                    out.append(self.network.head(hidden))
-            return np.concatenate(out) if out else self.network.head(hidden[-1:])
-        except BaseException:
-            cache.truncate(start)
-            raise
+        with TURN:
+            self.ops.use_threads(self.threads)
+            try:
+                for at in range(0, len(ids), CHUNK):
+                    chunk = ids[at : at + CHUNK]
+                    cache.tokens.extend(chunk.tolist())
+                    hidden = self.network.forward(chunk, cache)
+                    if logits == "all":
+                        out.append(self.network.head(hidden))
+                return np.concatenate(out) if out else self.network.head(hidden[-1:])
+            except BaseException:
+                cache.truncate(start)
+                raise
 
 
 def load(

@@ -22,7 +22,7 @@ from numba import njit
 from . import pool, simd
 from .jit import kernel
 
-ROWS = 4
+ROWS = max(4, simd.PATH.tokens)  # that share what is loaded, as the registers allow
 SPAN = 256
 zero_rows = simd.make_zero(ROWS)
 
@@ -137,9 +137,10 @@ def weigh(r, first, last, padded, scores, part, top, weight):
 
     The row sees the span's positions first .. last - 1; scores[r, :padded], whole vectors, are computed.
     """
-    for p in range(padded):
-        if p < first or p >= last:
-            scores[r, p] = -np.inf
+    for p in range(min(first, padded)):
+        scores[r, p] = -np.inf
+    for p in range(max(last, 0), padded):
+        scores[r, p] = -np.inf
     largest = simd.splat(np.float32(-np.inf))
     for i in range(0, padded, 16):
         largest = simd.maximum(largest, simd.load(scores, r * SPAN + i))
