@@ -5,6 +5,7 @@ so that every output is computed by one thread in one order, whatever the number
 tile of them shares each unpacked operand.
 """
 
+import numpy as np
 from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
@@ -144,13 +145,20 @@ def add_run(typing, acc, w, group, record, run, table, zero, codes, scale, sums,
     return acc(acc, w, group, record, run, table, types.int32, codes, scale, sums, token), code
 
 
-UNITS = 64  # that a product is cut into, where it has so many groups of rows
+# What a thread takes at a time: so much of the matrix that taking it, about 0.1 µs, is nothing beside the
+# work,
+# and so little that no thread waits long for another's last unit.
+UNIT_BYTES, UNITS = 1 << 14, 64
+
+
+def units(w: np.ndarray) -> int:
+    """Number of units that a matrix's groups of rows are cut into."""
+    return max(1, min(len(w), w.nbytes // UNIT_BYTES, UNITS))
 
 
 @njit(nogil=True)
-def unit_groups(unit, groups):
+def unit_groups(unit, units, groups):
     """First group of rows of a unit, and the one after its last."""
-    units = min(groups, UNITS)
     return groups * unit // units, groups * (unit + 1) // units
 
 
@@ -162,9 +170,9 @@ def quantize_tokens(unit, x, codes, scale, sums):
 
 
 @njit(nogil=True)
-def one_unit(unit, w, runs, table, zero, codes, scale, sums, out, column):
+def one_unit(unit, units, w, runs, table, zero, codes, scale, sums, out, column):
     """The rows of a unit, for one token."""
-    first, stop = unit_groups(unit, w.shape[0])
+    first, stop = unit_groups(unit, units, w.shape[0])
     for g in range(first, stop):
         acc = zero_one()
         for r in range(w.shape[1]):
@@ -174,17 +182,17 @@ def one_unit(unit, w, runs, table, zero, codes, scale, sums, out, column):
 
 
 @kernel()
-def one(state, w, runs, table, zero, x, codes, scale, sums, out, column):
+def one(state, units, w, runs, table, zero, x, codes, scale, sums, out, column):
     """out[0, column:] = x Wᵀ for one token; w (groups, records) of `runs` runs, x f32 (1, cols), out f32."""
     quantize_row(x, codes, scale, sums, 0)
-    job = pool.job(one_unit, (w, runs, table, zero, codes, scale, sums, out, column))
-    pool.run(state, min(w.shape[0], UNITS), job)
+    job = pool.job(one_unit, (units, w, runs, table, zero, codes, scale, sums, out, column))
+    pool.run(state, units, job)
 
 
 @njit(nogil=True)
-def many_unit(unit, w, runs, table, zero, codes, scale, sums, out, column):
+def many_unit(unit, units, w, runs, table, zero, codes, scale, sums, out, column):
     """The rows of a unit, for all tokens."""
-    first, stop = unit_groups(unit, w.shape[0])
+    first, stop = unit_groups(unit, units, w.shape[0])
     for g in range(first, stop):
         for t in range(0, out.shape[0], TOKENS):
             acc = zero_many()
@@ -195,18 +203,18 @@ def many_unit(unit, w, runs, table, zero, codes, scale, sums, out, column):
 
 
 @kernel()
-def many(state, w, runs, table, zero, x, codes, scale, sums, out, column):
+def many(state, units, w, runs, table, zero, x, codes, scale, sums, out, column):
     """out[:n, column:] = x Wᵀ for n tokens; codes, scale, sums and out have whole tiles of TOKENS rows."""
     pool.run(state, out.shape[0] // TOKENS, pool.job(quantize_tokens, (x, codes, scale, sums)))
-    job = pool.job(many_unit, (w, runs, table, zero, codes, scale, sums, out, column))
-    pool.run(state, min(w.shape[0], UNITS), job)
+    job = pool.job(many_unit, (units, w, runs, table, zero, codes, scale, sums, out, column))
+    pool.run(state, units, job)
 
 
 @njit(nogil=True)
-def one_float_unit(unit, w, x, out, column):
+def one_float_unit(unit, units, w, x, out, column):
     """The rows of a unit, for one token."""
     cols = w.shape[1]
-    first, stop = unit_groups(unit, w.shape[0])
+    first, stop = unit_groups(unit, units, w.shape[0])
     for g in range(first, stop):
         a, b, c, d = zero_one(), zero_one(), zero_one(), zero_one()
         for k in range(0, cols - 3, 4):  # four sums, because one would wait for its own last addition
@@ -221,16 +229,16 @@ def one_float_unit(unit, w, x, out, column):
 
 
 @kernel()
-def one_float(state, w, x, out, column):
+def one_float(state, units, w, x, out, column):
     """out[0, column:] = x Wᵀ for one token; w (groups, cols, 16), as `simd.kernel_view` has floats, x f32."""
-    pool.run(state, min(w.shape[0], UNITS), pool.job(one_float_unit, (w, x, out, column)))
+    pool.run(state, units, pool.job(one_float_unit, (units, w, x, out, column)))
 
 
 @njit(nogil=True)
-def many_float_unit(unit, w, x, out, column):
+def many_float_unit(unit, units, w, x, out, column):
     """The rows of a unit, for all tokens."""
     cols = w.shape[1]
-    first, stop = unit_groups(unit, w.shape[0])
+    first, stop = unit_groups(unit, units, w.shape[0])
     for g in range(first, stop):
         for t in range(0, out.shape[0], TOKENS):
             acc = zero_many()
@@ -240,6 +248,6 @@ def many_float_unit(unit, w, x, out, column):
 
 
 @kernel()
-def many_float(state, w, x, out, column):
+def many_float(state, units, w, x, out, column):
     """out[:, column:] = x Wᵀ; x and out have whole tiles of TOKENS rows."""
-    pool.run(state, min(w.shape[0], UNITS), pool.job(many_float_unit, (w, x, out, column)))
+    pool.run(state, units, pool.job(many_float_unit, (units, w, x, out, column)))

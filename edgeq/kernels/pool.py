@@ -145,12 +145,14 @@ def call_unit(typing, function, data, unit):
 @njit(nogil=True)
 def take_units(state):
     """Do units of the present job until none are left."""
-    while True:
-        ticket = atomic_add(state, TICKET, 1)
-        if ticket & MANY >= (ticket >> UNIT_BITS) & MANY:
-            return
+    done = 0
+    ticket = atomic_add(state, TICKET, 1)
+    while ticket & MANY < (ticket >> UNIT_BITS) & MANY:
         call_unit(state[FUNCTION], state[ARGUMENTS], ticket & MANY)
-        atomic_add(state, DONE, 1)
+        done += 1
+        ticket = atomic_add(state, TICKET, 1)
+    if done:
+        atomic_add(state, DONE, done)
 
 
 @njit(nogil=True)
