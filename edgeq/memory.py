@@ -1,6 +1,5 @@
 """Memory: what a model will take, and how much there is."""
 
-import importlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,9 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from . import arch, kernels
-from .arch import config, huggingface
+from .arch import config
 from .arch.weights import Weights
-from .errors import FormatError
 from .tensor import Tensor
 
 PROGRAM = 150 << 20  # Python with NumPy, Numba, LLVM and the kernels
@@ -32,13 +30,7 @@ class Estimate(NamedTuple):
 
 def shape(meta: Mapping[str, Any], tensors: Mapping[str, Tensor], path: object) -> config.Config:
     """Layers, heads and so on of a model that edgeq runs; FormatError for any other."""
-    raw = meta.get("config")
-    name = meta.get("general.architecture") if raw is None else huggingface.architecture(raw)
-    if name not in arch.names():
-        raise FormatError(path, "architecture", found=repr(name), expected=" or ".join(arch.names()))
-    if raw is not None:
-        module = importlib.import_module(f"{arch.__name__}.{name}")
-        meta, tensors = huggingface.translate(raw, tensors, module, path)
+    _, meta, tensors = arch.identify(meta, tensors, path)
     return config.read(meta, Weights(tensors, kernels, path).vocab_size(), path, interleaved=True)
 
 

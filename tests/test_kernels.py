@@ -194,6 +194,17 @@ def test_the_cache_folder_is_named_by_the_sources(tmp_path, monkeypatch):
     assert jit.folder.__wrapped__() != before
 
 
+def test_kernels_of_old_sources_are_deleted_after_a_month(tmp_path, monkeypatch):
+    monkeypatch.setenv("EDGEQ_CACHE", str(tmp_path))
+    old, recent = (tmp_path / "kernels" / name for name in ("old", "recent"))
+    for other in (old, recent):
+        other.mkdir(parents=True)
+    os.utime(old, (0, 0))
+    assert jit.folder.__wrapped__().is_dir()
+    assert recent.exists()
+    assert not old.exists()
+
+
 def test_warmup_compiles_without_running(monkeypatch):
     monkeypatch.setattr(formats, "names", lambda: ("q4_0",))
     seen = []

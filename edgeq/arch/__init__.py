@@ -11,6 +11,7 @@ import importlib
 import pkgutil
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from types import ModuleType
 from typing import Any, Literal
 
 import numpy as np
@@ -59,22 +60,22 @@ class Model:
         Returns the logits of the token after the last one, float32 (1, vocab), or after each one, (n, vocab).
         The cache is as it was before when this raises. Calls from several threads wait for their turn.
         """
-        ids = np.asarray(ids, dtype=np.int64)
+        tokens = np.asarray(ids, dtype=np.int64)
         start = cache.length
-        if not len(ids):
+        if not len(tokens):
             raise ValueError("no tokens were given")
-        if ids.min() < 0 or ids.max() >= self.config.vocab_size:
+        if tokens.min() < 0 or tokens.max() >= self.config.vocab_size:
             raise ValueError(
-                f"token ids must lie in 0..{self.config.vocab_size - 1}, found {ids.min()}..{ids.max()}"
+                f"token ids must lie in 0..{self.config.vocab_size - 1}, found {tokens.min()}..{tokens.max()}"
             )
-        if start + len(ids) > cache.capacity:
-            raise ContextFull(f"{start} + {len(ids)} tokens do not fit the context of {cache.capacity}")
+        if start + len(tokens) > cache.capacity:
+            raise ContextFull(f"{start} + {len(tokens)} tokens do not fit the context of {cache.capacity}")
         out = []
         with TURN:
             self.ops.use_threads(self.threads)
             try:
-                for at in range(0, len(ids), CHUNK):
-                    chunk = ids[at : at + CHUNK]
+                for at in range(0, len(tokens), CHUNK):
+                    chunk = tokens[at : at + CHUNK]
                     cache.tokens.extend(chunk.tolist())
                     hidden = self.network.forward(chunk, cache)
                     if logits == "all":
@@ -83,6 +84,22 @@ class Model:
             except BaseException:
                 cache.truncate(start)
                 raise
+
+
+def identify(
+    meta: Mapping[str, Any], tensors: Mapping[str, Tensor], path: object
+) -> tuple[ModuleType, Mapping[str, Any], Mapping[str, Tensor]]:
+    """The architecture's module, and metadata and tensors under GGUF's names; FormatError for an unknown
+    one.
+    """
+    raw = meta.get("config")
+    name = meta.get("general.architecture") if raw is None else huggingface.architecture(raw)
+    if name not in names():
+        raise FormatError(path, "architecture", found=repr(name), expected=" or ".join(names()))
+    module = importlib.import_module(f"{__name__}.{name}")
+    if raw is not None:
+        meta, tensors = huggingface.translate(raw, tensors, module, path)
+    return module, meta, tensors
 
 
 def load(
@@ -100,13 +117,7 @@ def load(
     `threads` None takes one for each core; `release` is called with the bytes of each matrix that was copied,
     as ``files.release`` wants them.
     """
-    raw = meta.get("config")
-    name = meta.get("general.architecture") if raw is None else huggingface.architecture(raw)
-    if name not in names():
-        raise FormatError(path, "architecture", found=repr(name), expected=" or ".join(names()))
-    module = importlib.import_module(f"{__name__}.{name}")
-    if raw is not None:
-        meta, tensors = huggingface.translate(raw, tensors, module, path)
+    module, meta, tensors = identify(meta, tensors, path)
     ops = kernels.backend(backend)
     network = module.network(meta, Weights(tensors, ops, path, progress, release))
     ops.ready(progress)

@@ -28,7 +28,7 @@ class Keys:
 
     def __init__(self, meta: Mapping[str, Any], path: object) -> None:
         self.meta, self.path = meta, path
-        self.name = meta.get("general.architecture")
+        self.name = str(meta.get("general.architecture"))
 
     def fail(self, key: str, found: object, expected: str) -> FormatError:
         """The error for a key of this file."""

@@ -80,14 +80,14 @@ class Layer:
         norm = lambda name, size: weights.vector(f"{at}{name}.weight", size) + np.float32(one)  # noqa: E731
         self.ops, self.eps, self.index = weights.ops, c.eps, index
         self.attn_norm = norm("attn_norm", c.dim)
-        self.qkv = weights.linear(c.dim, **{at + "attn_q": q, at + "attn_k": kv, at + "attn_v": kv})
+        self.qkv = weights.linear(c.dim, {at + "attn_q": q, at + "attn_k": kv, at + "attn_v": kv})
         q_norm, k_norm = norm("attn_q_norm", c.head_dim), norm("attn_k_norm", c.head_dim)
         self.heads = Heads(c.heads, c.kv_heads, c.head_dim, scale, c.windows[index], q_norm, k_norm, c.eps)
-        self.o = weights.linear(q, **{at + "attn_output": c.dim})
+        self.o = weights.linear(q, {at + "attn_output": c.dim})
         self.post_attention_norm = norm("post_attention_norm", c.dim)
         self.ffn_norm = norm("ffn_norm", c.dim)
-        self.gate_up = weights.linear(c.dim, **{at + "ffn_gate": c.ffn, at + "ffn_up": c.ffn})
-        self.down = weights.linear(c.ffn, **{at + "ffn_down": c.dim})
+        self.gate_up = weights.linear(c.dim, {at + "ffn_gate": c.ffn, at + "ffn_up": c.ffn})
+        self.down = weights.linear(c.ffn, {at + "ffn_down": c.dim})
         self.post_ffw_norm = norm("post_ffw_norm", c.dim)
 
     def __call__(self, x: np.ndarray, cache: KVCache) -> np.ndarray:

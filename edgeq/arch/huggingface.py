@@ -70,7 +70,7 @@ class Config:
             raise self.fail("hidden_act", f"silu, found {activation!r}")
         heads, dim = self.integer("num_attention_heads"), self.integer("hidden_size")
         head_dim = self.optional_integer("head_dim") or dim // heads
-        values = {
+        values: dict[str, Any] = {
             "block_count": self.integer("num_hidden_layers"),
             "context_length": self.integer("max_position_embeddings"),
             "embedding_length": dim,

@@ -61,8 +61,8 @@ class Weights:
         """Like `vector`, or None when the file has no tensor of that name."""
         return self.vector(name, size) if name in self.tensors else None
 
-    def linear(self, cols: int, *, batches: bool = True, **rows: int) -> Any:
-        """x @ Wᵀ + b of several matrices stacked, e.g. ``linear(576, **{"blk.0.attn_q": 576, "blk.0.attn_k":
+    def linear(self, cols: int, rows: Mapping[str, int], *, batches: bool = True) -> Any:
+        """x @ Wᵀ + b of several matrices stacked, e.g. ``linear(576, {"blk.0.attn_q": 576, "blk.0.attn_k":
         192})``.
         """
         matrices = [self.tensor(f"{name}.weight", n, cols) for name, n in rows.items()]
@@ -86,4 +86,4 @@ class Weights:
     def head(self, rows: int, cols: int) -> Any:
         """The output matrix, which is the embedding's where the file has none of its own."""
         name = "output" if "output.weight" in self.tensors else "token_embd"
-        return self.linear(cols, batches=False, **{name: rows})
+        return self.linear(cols, {name: rows}, batches=False)

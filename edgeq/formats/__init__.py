@@ -59,7 +59,8 @@ def unpack(tensor: Tensor, start: int = 0, stop: int | None = None) -> tuple[np.
     codes, grid = module.unpack(blocks, **{k: v[start:stop] for k, v in tensor.parts.items()})
     rows = stop - start
     if grid is not None:
-        grid = Grid(grid.levels, *(None if a is None else a.reshape(rows, -1) for a in grid[1:]))
+        parts = {k: a.reshape(rows, -1) for k, a in grid._asdict().items() if k != "levels" and a is not None}
+        grid = grid._replace(**parts)
     return codes.reshape(rows, tensor.cols), grid
 
 

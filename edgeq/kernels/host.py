@@ -66,6 +66,7 @@ def describe() -> dict[str, object]:
         "path": chosen.name,
         "features": sorted(known & features()),
         "threads": cores(),
+        "threading": "a pool of edgeq's own",
         "logical_cpus": os.cpu_count(),
         "llvm": ".".join(map(str, llvm.llvm_version_info)),
     }

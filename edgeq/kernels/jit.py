@@ -8,9 +8,12 @@ two processes that compile at once could each load the other's code.
 """
 
 import hashlib
+import os
+import shutil
 import sys
+import time
 from collections.abc import Callable, Iterable
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -24,6 +27,7 @@ from ..paths import cache_dir
 
 Progress = Callable[[str, int, int], None]
 SOURCES = Path(__file__).parent
+MONTH = 30 * 24 * 3600
 
 
 @cache
@@ -36,7 +40,13 @@ def folder() -> Path:
     )
     for source in sorted(SOURCES.glob("*.py")):
         seen.update(source.read_bytes())
-    return cache_dir("kernels", seen.hexdigest()[:16])
+    here = cache_dir("kernels", seen.hexdigest()[:16])
+    os.utime(here)  # says that it is in use: folders that nobody used for a month are deleted
+    for other in here.parent.iterdir():
+        with suppress(FileNotFoundError):  # another process may be deleting it
+            if other.stat().st_mtime < time.time() - MONTH:
+                shutil.rmtree(other, ignore_errors=True)
+    return here
 
 
 @contextmanager
