@@ -210,7 +210,7 @@ def test_warmup_compiles_without_running(monkeypatch):
     seen = []
     numba_backend.want_everything()
     numba_backend.ready(lambda stage, done, total: seen.append((stage, done, total)))
-    assert all(stage == "compiling kernels" for stage, _, _ in seen)
+    assert all(stage.startswith("compiling kernels") for stage, _, _ in seen)
     product = numba_backend.linear([random_tensor("q4_0", 16, 64, np.random.default_rng(0))]).products[0]
     assert product.one.code
     assert product.many.code

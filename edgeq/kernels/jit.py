@@ -28,6 +28,7 @@ from ..paths import cache_dir
 Progress = Callable[[str, int, int], None]
 SOURCES = Path(__file__).parent
 MONTH = 30 * 24 * 3600
+SECONDS = 1.5  # that a kernel takes to compile on an ordinary laptop
 
 
 @cache
@@ -118,12 +119,13 @@ LISTENERS: list[Progress] = []
 def compile_all(entries: Iterable[Entry], progress: Progress | None) -> None:
     """Compile those that are not yet, and report each."""
     waiting = [e for e in entries if e.code is None]
+    stage = f"compiling kernels for this CPU, once, about {SECONDS * len(waiting):.0f} s"
     for i, entry in enumerate(waiting):
         if progress:
-            progress("compiling kernels", i, len(waiting))
+            progress(stage, i, len(waiting))
         entry.compile()
     if progress and waiting:
-        progress("compiling kernels", len(waiting), len(waiting))
+        progress(stage, len(waiting), len(waiting))
 
 
 def kernel(signature: str | None = None, **options: Any) -> Callable[[Callable], Kernel]:
