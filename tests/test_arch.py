@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from edgeq import arch, files
+from edgeq.arch import gemma3, huggingface
 from edgeq.errors import ContextFull, FormatError
 from edgeq.tensor import Tensor
 
@@ -164,6 +165,12 @@ SMALL = Tensor(NAME, "f32", (4,), np.zeros(16, np.uint8))
         (lambda c, t: c.update(rms_norm_eps=-1), "rms_norm_eps"),
         (lambda c, t: c.update(hidden_act="relu"), "hidden_act"),
         (lambda c, t: c.update(rope_scaling={"rope_type": "yarn"}), "rope_scaling"),
+        (lambda c, t: c.update(rope_scaling={"type": "linear"}), "factor: found None"),
+        (lambda c, t: c.update(rope_scaling=[1]), "rope_scaling"),
+        (lambda c, t: c.update(rope_theta="x"), "rope_theta"),
+        (lambda c, t: c.update(rope_parameters=5), "rope_parameters"),
+        (lambda c, t: c.update(rope_scaling={"rope_type": "llama3", "factor": 0}), "factor: found 0"),
+        (lambda c, t: c.update(partial_rotary_factor=0.5), "partial_rotary_factor"),
         (lambda c, t: c.update(intermediate_size=8), "ffn_gate.*: found shape"),
         (lambda c, t: t.pop(NAME), "ffn_up.weight: found nothing"),
         (lambda c, t: t.update({NAME: SMALL}), "found shape \\(4,\\)"),
@@ -174,6 +181,78 @@ SMALL = Tensor(NAME, "f32", (4,), np.zeros(16, np.uint8))
 def test_broken_models_are_named(change, message):
     with pytest.raises(FormatError, match=message):
         broken(change)()
+
+
+@pytest.mark.parametrize(
+    "change", [{"layer_types": 5}, {"layer_types": [[]]}, {"rope_parameters": {"full_attention": 5}}]
+)
+def test_broken_gemma_configs_are_named(change):
+    meta, tensors = files.read(GOLDEN / "gemma3")
+    with pytest.raises(FormatError, match=next(iter(change))):
+        arch.load({"config": meta["config"] | change}, tensors, backend="numpy")
+
+
+def test_a_gemma_config_that_relies_on_transformers_defaults():
+    """google/gemma-3-4b-it states little more than this of its text model."""
+    stated = {
+        "hidden_size": 2560,
+        "intermediate_size": 10240,
+        "num_hidden_layers": 34,
+        "sliding_window": 1024,
+    }
+    raw = stated | {"rope_scaling": {"factor": 8.0, "rope_type": "linear"}, "model_type": "gemma3_text"}
+    meta = gemma3.from_huggingface(huggingface.Config(raw, "config"))
+    assert meta["gemma3.attention.head_count"] == 8
+    assert meta["gemma3.attention.head_count_kv"] == 4
+    assert meta["gemma3.attention.key_length"] == 256
+    assert meta["gemma3.rope.freq_base"] == 1e6
+    assert meta["gemma3.rope.freq_base_swa"] == 1e4
+    assert meta["gemma3.rope.scaling.factor"] == 8
+    assert meta["gemma3.attention.sliding_window_pattern"].tolist()[:7] == [True] * 5 + [False, True]
+
+
+def as_gguf(name):
+    """A tiny model's metadata and tensors as a GGUF file would give them."""
+    _, meta, tensors = arch.identify(*files.read(GOLDEN / name), name)
+    return {k: v for k, v in meta.items() if not k.startswith("edgeq.")}, tensors
+
+
+@pytest.mark.parametrize(
+    ("keys", "factor"),
+    [
+        ({}, 1.0),
+        ({"llama.rope.scale_linear": 4.0}, 4.0),
+        ({"llama.rope.scaling.factor": 2.0}, 2.0),
+        ({"llama.rope.scaling.factor": 2.0, "llama.rope.scaling.type": "linear"}, 2.0),
+        ({"llama.rope.scaling.factor": 2.0, "llama.rope.scaling.type": "none"}, 1.0),
+    ],
+)
+def test_rope_scaling_of_gguf_files_old_and_new(keys, factor):
+    meta, tensors = as_gguf("llama")
+    model = arch.load(meta | keys, tensors, backend="numpy")
+    assert model.config.rope_factors == factor
+
+
+@pytest.mark.parametrize(("pattern", "windows"), [(2, [16, 0, 16, 0]), (3, [16, 16, 0, 16])])
+def test_gemma_files_that_state_the_pattern_as_a_period(pattern, windows):
+    meta, tensors = as_gguf("gemma3")
+    meta |= {"gemma3.attention.sliding_window_pattern": pattern, "gemma3.attention.sliding_window": 16}
+    model = arch.load(meta, tensors, backend="numpy")
+    assert list(model.config.windows[:4]) == windows[: model.config.layers]
+
+
+def test_a_file_cannot_use_the_names_that_edgeq_keeps_for_itself():
+    meta, tensors = as_gguf("llama")
+    model = arch.load(meta | {"edgeq.rope_in_halves": True, "config": "x"}, tensors, backend="numpy")
+    assert model.config.interleaved
+
+
+def test_a_whole_cache_can_be_shifted_away():
+    model = tiny("llama")
+    cache = model.new_cache(16)
+    model(list(range(16)), cache)
+    cache.shift(0, 16)
+    assert cache.length == 0
 
 
 # ---- real models

@@ -19,7 +19,7 @@ import pytest
 from gguf_bytes import model as gguf_model
 
 import edgeq
-from edgeq import cli, memory
+from edgeq import cli, files, memory
 from edgeq.cli import _console, _model, bench, chat, run
 from edgeq.errors import EdgeqError
 from edgeq.sample import Sampling
@@ -328,7 +328,7 @@ def test_the_memory_estimate_is_near(smollm2_path: Path) -> None:
     code += "print(next(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     taken = int(done.stdout.splitlines()[-1]) << 10
-    meta, tensors = edgeq.files.read(smollm2_path)
+    meta, tensors = files.read(smollm2_path)
     shape = memory.shape(meta, tensors, smollm2_path)
     # the cache is allocated whole, but takes memory only as it fills
     parts = memory.estimate(shape, tensors, backend="numba", ctx=4096)

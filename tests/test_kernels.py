@@ -68,14 +68,11 @@ def test_the_same_bytes_for_any_number_of_threads_every_time(name, n):
     tensor = random_tensor(name, 2048, 1024, rng)  # large enough for the threads to overlap
     x = rng.standard_normal((n, 1024)).astype(np.float32)
     product = numba_backend.linear([tensor])
-    try:
-        first = product(x).tobytes()
-        for threads in range(1, THREADS + 1):
-            numba_backend.use_threads(threads)
-            for _ in range(10):
+    first = product(x).tobytes()
+    for threads in range(1, THREADS + 1):
+        for _ in range(10):
+            with numba_backend.computing(threads):
                 assert product(x).tobytes() == first
-    finally:
-        numba_backend.use_threads(THREADS)
 
 
 def test_stacked_products_of_several_formats_with_odd_rows():
@@ -90,6 +87,18 @@ def test_stacked_products_of_several_formats_with_odd_rows():
         x = rng.standard_normal((n, 256)).astype(np.float32)
         want = np.concatenate([numba_backend.linear([t])(x) for t in tensors], axis=1) + bias
         np.testing.assert_array_equal(stacked(x), want)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("n", [1, 4, 130])
+def test_no_plausible_number_comes_of_one_that_is_none(bad, n):
+    rng = np.random.default_rng(8)
+    x = rng.standard_normal((n, 256)).astype(np.float32)
+    x[-1, 100] = bad
+    for name in ("q8_0", "f16"):
+        y = numba_backend.linear([random_tensor(name, 20, 256, rng)])(x)
+        assert np.isfinite(y[:-1]).all()
+        assert not np.isfinite(y[-1]).any()
 
 
 @pytest.mark.parametrize("fine", [False, True])

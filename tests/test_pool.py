@@ -23,55 +23,59 @@ def count(state, counts, amount):
     pool.run(state, len(counts), pool.job(count_unit, (counts, amount)))
 
 
-@pytest.fixture(autouse=True)
-def _threads_as_before():
-    threads = int(pool.state()[pool.THREADS])
-    yield
-    pool.use_threads(threads)
-
-
 @pytest.mark.parametrize("threads", [1, 2, 3, 8])
 @pytest.mark.parametrize("units", [1, 2, 3, 64, 1000])
 def test_every_unit_is_done_once(threads, units):
-    pool.use_threads(threads)
     counts = np.zeros(units, np.int64)
-    for repeat in range(1, 301):
-        count(pool.state(), counts, 1)
-        assert (counts == repeat).all()
+    with pool.computing(threads):
+        for repeat in range(1, 301):
+            count(pool.state(), counts, 1)
+            assert (counts == repeat).all()
 
 
 def test_no_units():
-    pool.use_threads(4)
-    count(pool.state(), np.zeros(0, np.int64), 1)
+    with pool.computing(4):
+        count(pool.state(), np.zeros(0, np.int64), 1)
 
 
 def test_threads_that_fell_asleep_are_woken():
     counts = np.zeros(64, np.int64)
     for _ in range(5):
-        pool.use_threads(3)
-        count(pool.state(), counts, 1)
+        with pool.computing(3):
+            count(pool.state(), counts, 1)
+            time.sleep(0.02)  # within a call they stay awake
+            count(pool.state(), counts, 1)
         time.sleep(0.05)  # longer than they wait awake
-    assert (counts == 5).all()
+    assert (counts == 10).all()
 
 
-def test_more_jobs_than_the_word_counts():
-    pool.use_threads(2)
+def test_very_many_small_jobs():
     counts = np.zeros(2, np.int64)
-    for _ in range(70_000):  # job numbers have 15 bits
+    with pool.computing(3):
+        for _ in range(100_000):
+            count(pool.state(), counts, 1)
+    assert (counts == 100_000).all()
+
+
+def test_outside_of_a_call_the_calling_thread_does_it_all():
+    counts = np.zeros(64, np.int64)
+    with pool.computing(2):
         count(pool.state(), counts, 1)
-    assert (counts == 70_000).all()
+    time.sleep(0.05)
+    count(pool.state(), counts, 1)
+    assert (counts == 2).all()
 
 
 FORK = """
 import os, numpy as np
 import test_pool
 from edgeq.kernels import pool
-pool.use_threads(2)
 counts = np.zeros(64, np.int64)
-test_pool.count(pool.state(), counts, 1)
+with pool.computing(2):
+    test_pool.count(pool.state(), counts, 1)
 child = os.fork()
-pool.use_threads(2)
-test_pool.count(pool.state(), counts, 1)
+with pool.computing(2):
+    test_pool.count(pool.state(), counts, 1)
 assert (counts == 2).all()
 if child:
     assert os.waitpid(child, 0)[1] == 0

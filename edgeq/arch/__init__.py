@@ -8,9 +8,11 @@ A module holds
 """
 
 import importlib
+import os
 import pkgutil
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from types import ModuleType
 from typing import Any, Literal
 
@@ -25,12 +27,14 @@ from .weights import Progress, Weights
 
 CHUNK = 512  # tokens that go through the layers together: bounds the scratch memory of a long prompt
 TURN = threading.Lock()  # the kernels' pool of threads serves one caller at a time
+os.register_at_fork(after_in_child=lambda: globals().update(TURN=threading.Lock()))
 HELPERS = ("config", "huggingface", "weights")
 
 
-def names() -> list[str]:
+@cache
+def names() -> tuple[str, ...]:
     """Architectures that edgeq runs."""
-    return sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name not in HELPERS)
+    return tuple(sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name not in HELPERS))
 
 
 class Model:
@@ -60,20 +64,21 @@ class Model:
         Returns the logits of the token after the last one, float32 (1, vocab), or after each one, (n, vocab).
         The cache is as it was before when this raises. Calls from several threads wait for their turn.
         """
-        tokens = np.asarray(ids, dtype=np.int64)
-        start = cache.length
-        if not len(tokens):
-            raise ValueError("no tokens were given")
+        tokens = np.asarray(ids)
+        if tokens.ndim != 1 or not len(tokens) or not np.issubdtype(tokens.dtype, np.integer):
+            raise ValueError(f"expected one or more token ids, found {tokens.dtype} of shape {tokens.shape}")
         if tokens.min() < 0 or tokens.max() >= self.config.vocab_size:
             raise ValueError(
                 f"token ids must lie in 0..{self.config.vocab_size - 1}, found {tokens.min()}..{tokens.max()}"
             )
-        if start + len(tokens) > cache.capacity:
-            raise ContextFull(f"{start} + {len(tokens)} tokens do not fit the context of {cache.capacity}")
-        out = []
-        with TURN:
-            self.ops.use_threads(self.threads)
+        with TURN, self.ops.computing(self.threads):
+            start = cache.length
+            if start + len(tokens) > cache.capacity:
+                raise ContextFull(
+                    f"{start} + {len(tokens)} tokens do not fit the context of {cache.capacity}"
+                )
             try:
+                out = []
                 for at in range(0, len(tokens), CHUNK):
                     chunk = tokens[at : at + CHUNK]
                     cache.tokens.extend(chunk.tolist())
@@ -92,13 +97,15 @@ def identify(
     """The architecture's module, and metadata and tensors under GGUF's names; FormatError for an unknown
     one.
     """
-    raw = meta.get("config")
+    raw = meta.get("config") if "general.architecture" not in meta else None
     name = meta.get("general.architecture") if raw is None else huggingface.architecture(raw)
-    if name not in names():
+    if not isinstance(name, str) or name not in names():
         raise FormatError(path, "architecture", found=repr(name), expected=" or ".join(names()))
     module = importlib.import_module(f"{__name__}.{name}")
     if raw is not None:
         meta, tensors = huggingface.translate(raw, tensors, module, path)
+    else:  # what edgeq tells itself under such names no file may say
+        meta = {k: v for k, v in meta.items() if not k.startswith("edgeq.")}
     return module, meta, tensors
 
 

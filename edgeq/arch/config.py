@@ -90,8 +90,11 @@ class Config:
     windows: tuple[int, ...]
 
     def cache_bytes(self, capacity: int, itemsize: int) -> int:
-        """Bytes of the keys and values of `capacity` tokens."""
-        return 2 * self.layers * self.kv_heads * -(-capacity // 16) * 16 * self.head_dim * itemsize
+        """Bytes of the keys and values of `capacity` tokens, both in whole vectors (see
+        ``kernels/cache.py``).
+        """
+        vectors = -(-self.head_dim // 16) * 16
+        return self.layers * self.kv_heads * -(-capacity // 16) * 16 * (self.head_dim + vectors) * itemsize
 
 
 def read(meta: Mapping[str, Any], vocab_size: int, path: object, *, interleaved: bool) -> Config:
@@ -110,9 +113,13 @@ def read(meta: Mapping[str, Any], vocab_size: int, path: object, *, interleaved:
         raise keys.fail(
             "rope.dimension_count", rope_dims, f"an even number up to the even head length {head_dim}"
         )
-    scaling = keys.text("rope.scaling.type", "none")
+    # as llama.cpp reads them: no type means linear, early files call the factor scale_linear, and 0 means
+    # none
+    scaling = keys.text("rope.scaling.type", "linear")
     if scaling not in ("none", "linear"):
         raise keys.fail("rope.scaling.type", scaling, "none or linear")
+    early = meta.get(f"{keys.name}.rope.scale_linear", 1.0) or 1.0
+    factor = keys.number("rope.scaling.factor", early) if scaling == "linear" else 1.0
     window = keys.integer("attention.sliding_window", 0, least=0)
     return Config(
         name=keys.name,
@@ -127,7 +134,7 @@ def read(meta: Mapping[str, Any], vocab_size: int, path: object, *, interleaved:
         eps=keys.number("attention.layer_norm_rms_epsilon"),
         rope_base=keys.number("rope.freq_base", 10000.0),
         rope_dims=rope_dims,
-        rope_factors=keys.number("rope.scaling.factor", 1.0) if scaling == "linear" else 1.0,
+        rope_factors=factor,
         # a Hugging Face folder keeps the rows of q and k in halves, where GGUF's llama files interleave them
         interleaved=interleaved and not meta.get("edgeq.rope_in_halves", False),
         windows=(window,) * layers,

@@ -37,47 +37,64 @@ HF_NAMES = {
     "post_ffw_norm": "post_feedforward_layernorm",
 }
 
-LOCAL_BASE = 10000.0
+LOCAL_BASE, GLOBAL_BASE = 10000.0, 1e6
 GLOBAL_EVERY = 6
+
+
+# What Transformers takes for granted; the published files leave out most of it.
+DEFAULTS = {
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "head_dim": 256,
+    "max_position_embeddings": 131072,
+    "query_pre_attn_scalar": 256,
+    "sliding_window": 4096,
+    "hidden_activation": "gelu_pytorch_tanh",
+    "rms_norm_eps": 1e-6,
+}
 
 
 def from_huggingface(c: huggingface.Config) -> dict[str, Any]:
     """GGUF metadata of a config.json."""
-    if (activation := c.raw.get("hidden_activation", "gelu_pytorch_tanh")) != "gelu_pytorch_tanh":
-        raise c.fail("hidden_activation", f"gelu_pytorch_tanh, found {activation!r}")
+    c = huggingface.Config(DEFAULTS | {k: v for k, v in c.raw.items() if v is not None}, c.path)
+    if c.raw["hidden_activation"] != "gelu_pytorch_tanh":
+        raise c.fail("hidden_activation", "gelu_pytorch_tanh")
     for key in ("attn_logit_softcapping", "final_logit_softcapping"):
         if c.raw.get(key):
             raise c.fail(key, "null: Gemma 3 caps no logits")
-    meta = c.metadata("gemma3", rope_kind="full_attention")
+    meta = c.metadata("gemma3", rope_kind="full_attention", rope_theta=GLOBAL_BASE)
     layers = c.integer("num_hidden_layers")
-    every = (
-        c.optional_integer("sliding_window_pattern")
-        or c.optional_integer("_sliding_window_pattern")
-        or GLOBAL_EVERY
-    )
+    every = c.optional_integer("sliding_window_pattern") or c.optional_integer("_sliding_window_pattern")
     kinds = c.raw.get("layer_types") or [
-        "sliding_attention" if (i + 1) % every else "full_attention" for i in range(layers)
+        "sliding_attention" if local else "full_attention"
+        for local in local_layers(layers, every or GLOBAL_EVERY)
     ]
-    if len(kinds) != layers or not set(kinds) <= {"sliding_attention", "full_attention"}:
+    known = isinstance(kinds, list) and all(k in ("sliding_attention", "full_attention") for k in kinds)
+    if not known or len(kinds) != layers:
         raise c.fail("layer_types", f"{layers} times sliding_attention or full_attention")
-    local = c.rope("sliding_attention")
+    base = c.number("rope_local_base_freq", LOCAL_BASE)
+    if "sliding_attention" in (c.raw.get("rope_parameters") or {}):
+        base = c.number("rope_theta", LOCAL_BASE, c.rope("sliding_attention"))
     meta["gemma3.attention.sliding_window"] = c.integer("sliding_window")
     meta["gemma3.attention.sliding_window_pattern"] = np.array([k == "sliding_attention" for k in kinds])
-    meta["gemma3.rope.freq_base_swa"] = float(
-        c.raw.get("rope_local_base_freq") or local.get("rope_theta", LOCAL_BASE)
-    )
-    meta["edgeq.attention_scale"] = float(c.number("query_pre_attn_scalar", 256.0)) ** -0.5
+    meta["gemma3.rope.freq_base_swa"] = base
+    meta["edgeq.attention_scale"] = c.number("query_pre_attn_scalar") ** -0.5
     meta["edgeq.norms_add_one"] = True
     return meta
+
+
+def local_layers(layers: int, every: int) -> list[bool]:
+    """Which layers see a window: all but each `every`-th."""
+    return [(i + 1) % every != 0 for i in range(layers)]
 
 
 class Layer:
     """One block: attention, then the gated feed-forward network, each between two norms."""
 
-    def __init__(self, weights: Weights, c: Config, index: int, scale: float, one: float) -> None:
+    def __init__(self, weights: Weights, c: Config, index: int, scale: float, gain_offset: float) -> None:
         at = f"blk.{index}."
         q, kv = c.heads * c.head_dim, c.kv_heads * c.head_dim
-        norm = lambda name, size: weights.vector(f"{at}{name}.weight", size) + np.float32(one)  # noqa: E731
+        norm = lambda name, size: weights.vector(f"{at}{name}.weight", size) + np.float32(gain_offset)  # noqa: E731
         self.ops, self.eps, self.index = weights.ops, c.eps, index
         self.attn_norm = norm("attn_norm", c.dim)
         self.qkv = weights.linear(c.dim, {at + "attn_q": q, at + "attn_k": kv, at + "attn_v": kv})
@@ -106,23 +123,28 @@ class Network:
 
     def __init__(self, meta: Mapping[str, Any], weights: Weights) -> None:
         vocab = weights.vocab_size()
-        c = config.read(meta, vocab, weights.path, interleaved=False)
+        # Ollama's files have names of their own for the two bases, and state a cap of the logits that the
+        # model lacks
+        base = meta.get("gemma3.rope.global.freq_base", GLOBAL_BASE)
+        c = config.read({"gemma3.rope.freq_base": base, **meta}, vocab, weights.path, interleaved=False)
         keys = config.Keys(meta, weights.path)
-        local = meta.get("gemma3.attention.sliding_window_pattern")
-        if not isinstance(local, np.ndarray):
-            local = np.array([(i + 1) % GLOBAL_EVERY != 0 for i in range(c.layers)])
-        if local.shape != (c.layers,) or local.dtype != bool:
-            raise keys.fail("attention.sliding_window_pattern", local, f"{c.layers} booleans")
+        local = meta.get("gemma3.attention.sliding_window_pattern", GLOBAL_EVERY)
+        if isinstance(local, int) and not isinstance(local, bool) and local > 0:  # of how many one sees all
+            local = np.array(local_layers(c.layers, local))
+        if not isinstance(local, np.ndarray) or local.shape != (c.layers,) or local.dtype != bool:
+            raise keys.fail("attention.sliding_window_pattern", local, f"a period or {c.layers} booleans")
         c = replace(c, windows=tuple(c.windows[0] if is_local else 0 for is_local in local))
-        one = 1.0 if meta.get("edgeq.norms_add_one") else 0.0
+        gain_offset = 1.0 if meta.get("edgeq.norms_add_one") else 0.0
         # GGUF files do not state the scale; the 27B model is the one whose scale is not that of its head
         scale = meta.get("edgeq.attention_scale", (c.dim / c.heads if c.layers == 62 else c.head_dim) ** -0.5)
         self.config, self.ops = c, weights.ops
-        self.local_base = keys.number("rope.freq_base_swa", LOCAL_BASE)
+        self.local_base = keys.number(
+            "rope.freq_base_swa", meta.get("gemma3.rope.local.freq_base", LOCAL_BASE)
+        )
         self.embedding_scale = np.float32(c.dim**0.5)
         self.embed = self.ops.embedding(weights.tensor("token_embd.weight", vocab, c.dim))
-        self.layers = [Layer(weights, c, i, scale, one) for i in range(c.layers)]
-        self.norm = weights.vector("output_norm.weight", c.dim) + np.float32(one)
+        self.layers = [Layer(weights, c, i, scale, gain_offset) for i in range(c.layers)]
+        self.norm = weights.vector("output_norm.weight", c.dim) + np.float32(gain_offset)
         self.head = weights.head(vocab, c.dim)
 
     def ropes(self, positions: int) -> list[Rope]:

@@ -83,7 +83,8 @@ class Network:
         vocab = weights.vocab_size()
         c = config.read(meta, vocab, weights.path, interleaved=interleaved)
         if "rope_freqs.weight" in weights.tensors:
-            c = replace(c, rope_factors=weights.vector("rope_freqs.weight", c.rope_dims // 2))
+            factors = weights.vector("rope_freqs.weight", c.rope_dims // 2)
+            c = replace(c, rope_factors=c.rope_factors * factors)
         self.config, self.ops = c, weights.ops
         self.embed = self.ops.embedding(weights.tensor("token_embd.weight", vocab, c.dim))
         self.layers = [Layer(weights, c, i, head_norms) for i in range(c.layers)]

@@ -28,7 +28,9 @@ class Weights:
     ) -> None:
         self.tensors, self.ops, self.path = tensors, ops, path
         self.progress, self.release = progress, release
-        self.done, self.total = 0, sum(t.nbytes for t in tensors.values())
+        self.done, self.total = 0, sum(t.nbytes for t in tensors.values() if len(t.shape) > 1)
+        if "output.weight" in tensors and "token_embd.weight" in tensors:
+            self.total -= tensors["token_embd.weight"].nbytes  # looked up in the file, not prepared
 
     def tensor(self, name: str, *shape: int) -> Tensor:
         """The tensor of that name; FormatError when it is missing or has another shape."""

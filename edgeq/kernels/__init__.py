@@ -5,13 +5,13 @@
 
 A backend is a module with
 
-    linear(tensors, bias) -> f     f(x) = x @ Wᵀ + b, the rows of several tensors stacked
+    linear(tensors, bias, batches) -> f   f(x) = x @ Wᵀ + b, the rows of several tensors stacked
     embedding(tensor) -> f         f(ids) = rows of the table
     rms_norm(x, weight, eps)
     attention(qkv, cache, layer, heads)
     gated(gate_up, activation)     silu(gate) * up, or gelu(gate) * up
     ready(progress)                compile what the above will run
-    use_threads(count)             threads of the calling thread's next operations
+    computing(threads)             a context in which that many threads compute
     CACHE_DTYPE                    element type of the key/value cache
 """
 

@@ -19,6 +19,8 @@ from numba import njit
 from . import simd
 from .lanes import RUN
 
+SMALLEST = 1e-37  # a scale below it has no finite inverse, and stands for zeros
+
 
 def quantize_numpy(x: np.ndarray, fine: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """x float32 (n, cols), cols a multiple of 32 -> codes (n, cols) int8, or int16 when fine; scales f32 (n,
@@ -26,7 +28,7 @@ def quantize_numpy(x: np.ndarray, fine: bool) -> tuple[np.ndarray, np.ndarray, n
     """
     runs = x.reshape(len(x), -1, RUN)
     scale = np.abs(runs).max(axis=2) / np.float32(127 * 256 if fine else 127)
-    inverse = np.divide(1, scale, out=np.zeros_like(scale), where=scale > 0)
+    inverse = np.divide(1, scale, out=np.zeros_like(scale), where=scale > SMALLEST)
     codes = np.rint(runs * inverse[:, :, None]).astype(np.int16 if fine else np.int8)
     if fine:
         codes += (codes & 255) == 128  # 128 is -128 as a signed byte, which some paths cannot negate
@@ -51,8 +53,12 @@ def quantize_row(x, codes, scale, sums, token):
                 pad[i] = x[token, RUN * r + i]
             a, b = simd.load(pad, 0), simd.load(pad, 16)
         top = simd.largest(simd.maximum(simd.magnitude(a), simd.magnitude(b)))
-        d = top / np.float32(simd.code_limit(codes))
-        inverse = simd.splat(np.float32(1) / d if d > 0 else np.float32(0))
+        # a maximum passes over NaN, a sum does not: a NaN must not come out as a plausible number
+        d = (top + np.float32(0) * simd.total(simd.add(a, b))) / np.float32(simd.code_limit(codes))
+        usable = np.float32(SMALLEST) < d < np.float32(np.inf)
+        if not usable:
+            a, b = simd.splat(np.float32(0)), simd.splat(np.float32(0))
+        inverse = simd.splat(np.float32(1) / d if usable else np.float32(0))
         scale[token, r] = d
         sums[token, 2 * r] = simd.store_codes(codes, token, RUN * r, simd.mul(a, inverse))
         sums[token, 2 * r + 1] = simd.store_codes(codes, token, RUN * r + 16, simd.mul(b, inverse))

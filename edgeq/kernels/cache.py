@@ -76,7 +76,7 @@ class KVCache:
         if keep < 0 or drop < 0 or keep + drop > self.length:
             raise ValueError(f"cannot drop {drop} tokens after {keep} from a cache of {self.length}")
         moved = slice(keep + drop, self.length)
-        for layer, rope in enumerate(self.ropes):
+        for layer, rope in enumerate(self.ropes if keep + drop < self.length else ()):
             keys = self.read_keys(layer, self.length)[:, moved].swapaxes(0, 1).astype(np.float32)
             # turning by -drop positions is turning by the angle of `drop` the other way
             n = len(keys)

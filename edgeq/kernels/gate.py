@@ -7,6 +7,8 @@ import numpy as np
 from . import simd
 from .jit import kernel
 
+LARGEST = np.float32(88)  # whose exponential float32 holds
+
 
 @kernel("void(f4[:, ::1], f4[:, ::1])")
 def silu_gate(gate_up, out):
@@ -20,7 +22,7 @@ def silu_gate(gate_up, out):
             simd.store(out, size * t + i, 0, simd.mul(simd.mul(g, sigmoid), u))
         for i in range(size // 16 * 16, size):
             g = gate_up[t, i]
-            out[t, i] = g / (np.float32(1) + np.float32(math.exp(-g))) * gate_up[t, size + i]
+            out[t, i] = g / (np.float32(1) + np.float32(math.exp(min(-g, LARGEST)))) * gate_up[t, size + i]
 
 
 @kernel("void(f4[:, ::1], f4[:, ::1])")
@@ -42,4 +44,4 @@ def gelu_gate(gate_up, out):
         for i in range(size // 16 * 16, size):
             g = gate_up[t, i]
             minus = g * (linear + cubic * g * g)
-            out[t, i] = g / (np.float32(1) + np.float32(math.exp(minus))) * gate_up[t, size + i]
+            out[t, i] = g / (np.float32(1) + np.float32(math.exp(min(minus, LARGEST)))) * gate_up[t, size + i]

@@ -7,12 +7,13 @@ in another file. Compiling happens under a file lock: Numba numbers the files of
 two processes that compile at once could each load the other's code.
 """
 
+import fcntl
 import hashlib
 import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
@@ -51,13 +52,8 @@ def folder() -> Path:
 
 
 @contextmanager
-def _locked():
-    """Hold the folder's lock against other processes, where the system has such locks."""
-    try:
-        import fcntl
-    except ImportError:  # not a Unix: only threads are kept apart, by Numba's own compiler lock
-        yield
-        return
+def _locked() -> Iterator[None]:
+    """Hold the folder's lock against other processes."""
     with open(folder() / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
@@ -103,7 +99,7 @@ class Entry:
     def __call__(self, *args: Any) -> Any:
         """Call it with exactly such arguments: nothing checks them."""
         if self.code is None:
-            compile_all([self], LISTENERS[-1] if LISTENERS else None)
+            compile_all([self], listener)
         return self.code(*args)
 
     def compile(self) -> None:
@@ -112,8 +108,8 @@ class Entry:
             self.code = self.kernel.dispatcher.compile(self.types)
 
 
-# who hears of kernels that are compiled when they are first called; the last one counts
-LISTENERS: list[Progress] = []
+# who hears of kernels that are compiled when they are first called
+listener: Progress | None = None
 
 
 def compile_all(entries: Iterable[Entry], progress: Progress | None) -> None:

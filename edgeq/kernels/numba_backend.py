@@ -7,13 +7,13 @@ import numpy as np
 from .. import formats
 from ..tensor import Tensor
 from . import attention as attention_kernel
-from . import gate, matmul, norm, pool, simd
+from . import gate, jit, matmul, norm, pool, simd
 from .cache import KVCache
 from .heads import Heads
-from .jit import LISTENERS, Entry, Progress, compile_all
+from .jit import Entry, Progress, compile_all
 from .lanes import PLANE_BYTES, ROWS, RUN, Lanes, prepare
 from .matmul import TOKENS
-from .pool import use_threads as use_threads
+from .pool import computing as computing
 from .simd import kernel_view
 
 CACHE_DTYPE = np.float16 if simd.PATH.half else np.float32
@@ -162,7 +162,7 @@ def gated(gate_up: np.ndarray, activation: str) -> np.ndarray:
 
 def ready(progress: Progress | None) -> None:
     """Compile what the prepared matrices will run, and report what is compiled later on, too."""
-    LISTENERS[:] = [progress] if progress else []
+    jit.listener = progress
     common = (
         pool.work.fixed,
         norm.rms_norm.fixed,

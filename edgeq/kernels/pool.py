@@ -5,19 +5,22 @@ machine with other work a thread may not be running for milliseconds, and a toke
 loops: one busy core then takes nine tenths of the speed. Here the calling thread takes units like the others
 and waits only for units that somebody has begun, so that a thread that does not run is not missed.
 
-    one 64-bit word says it all:    job number, 16 bits | units, 24 bits | next unit, 24 bits
+    one 64-bit word says it all:    units, 32 bits | next unit, 32 bits
 
 A thread takes a unit by adding 1 to the word. What comes back tells it whether the unit exists, and a unit
 that exists keeps its job alive until it is done. So there is nothing to lock, and a thread that comes late
 finds nothing left.
 
-Between jobs the threads spin for a moment, then yield, then sleep until the next token.
+Between jobs the threads spin for a moment, then yield, and after a call of the model they sleep until the
+next.
 """
 
 import atexit
 import os
 import platform
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 from llvmlite import ir
@@ -28,18 +31,16 @@ from numba.extending import intrinsic
 from .jit import kernel
 
 # places in the shared state, a cache line apart
-TICKET, DONE, FUNCTION, ARGUMENTS, STOP, THREADS, PLACES = 0, 8, 16, 17, 24, 32, 40
-UNIT_BITS = 24
+TICKET, DONE, FUNCTION, ARGUMENTS, STOP, BUSY, THREADS, PLACES = 0, 8, 16, 17, 24, 25, 26, 32
+UNIT_BITS = 32
 MANY = (1 << UNIT_BITS) - 1
-SPINS = 2000  # about 0.1 ms
-YIELDS = 2000  # about 2 ms
+SPINS = 2000  # pauses before a thread gives others its processor, about 0.1 ms
+YIELDS = 2000  # times it does so before it sleeps, about 1 ms
 
 I8P, I32, I64 = ir.IntType(8).as_pointer(), ir.IntType(32), ir.IntType(64)
-PAUSE = (
-    ("llvm.aarch64.hint", [I32(1)])
-    if platform.machine() in ("aarch64", "arm64")
-    else ("llvm.x86.sse2.pause", [])
-)
+# tells the processor that the thread waits, where there is such an instruction
+PAUSES = {"arm": ("llvm.aarch64.hint", [I32(1)]), "x86": ("llvm.x86.sse2.pause", [])}
+MACHINES = {"aarch64": "arm", "arm64": "arm", "x86_64": "x86", "amd64": "x86"}
 
 
 def _place(context, builder, sig, args):
@@ -94,8 +95,9 @@ def _system_call(name, *values):
     return call
 
 
-pause = _system_call(PAUSE[0], *PAUSE[1])
 yield_processor = _system_call("sched_yield")
+machine = MACHINES.get(platform.machine().lower())
+pause = _system_call(PAUSES[machine][0], *PAUSES[machine][1]) if machine else yield_processor
 nap = _system_call("usleep", I32(20))
 
 
@@ -147,7 +149,7 @@ def take_units(state):
     """Do units of the present job until none are left."""
     done = 0
     ticket = atomic_add(state, TICKET, 1)
-    while ticket & MANY < (ticket >> UNIT_BITS) & MANY:
+    while ticket & MANY < ticket >> UNIT_BITS:
         call_unit(state[FUNCTION], state[ARGUMENTS], ticket & MANY)
         done += 1
         ticket = atomic_add(state, TICKET, 1)
@@ -165,8 +167,7 @@ def run(state, units, function_and_data):
         return
     state[FUNCTION], state[ARGUMENTS] = function, data
     atomic_store(state, DONE, 0)
-    number = (atomic_load(state, TICKET) >> (2 * UNIT_BITS)) + 1
-    atomic_store(state, TICKET, (number & 0x7FFF) << (2 * UNIT_BITS) | units << UNIT_BITS)
+    atomic_store(state, TICKET, units << UNIT_BITS)
     take_units(state)
     waited = 0
     while atomic_load(state, DONE) < units:
@@ -179,11 +180,13 @@ def run(state, units, function_and_data):
 
 @kernel("void(i8[::1], i8)")
 def work(state, me):
-    """What a thread of the pool does: units of every job, until none has come for a while."""
+    """What a thread of the pool does: units of every job, until the model's call is over and the next does
+    not come.
+    """
     idle = 0
-    while idle < SPINS + YIELDS and atomic_load(state, STOP) == 0:
+    while (idle < SPINS + YIELDS or atomic_load(state, BUSY) != 0) and atomic_load(state, STOP) == 0:
         ticket = atomic_load(state, TICKET)
-        if ticket & MANY < (ticket >> UNIT_BITS) & MANY and me < state[THREADS]:
+        if ticket & MANY < ticket >> UNIT_BITS and me < state[THREADS]:
             take_units(state)
             idle = 0
         elif idle < SPINS:
@@ -204,8 +207,8 @@ class Pool:
         self.awake: list[threading.Event] = []
 
     def use(self, threads: int) -> None:
-        """Let the next kernels run on that many threads, this one included, and wake those that sleep."""
-        self.state[THREADS] = threads
+        """Let kernels run on that many threads, this one included, and wake those that sleep."""
+        self.state[THREADS], self.state[BUSY] = threads, 1
         while len(self.awake) < threads - 1:
             event = threading.Event()
             self.awake.append(event)
@@ -239,9 +242,14 @@ def _forked() -> None:
 os.register_at_fork(after_in_child=_forked)
 
 
-def use_threads(count: int) -> None:
-    """Let the next kernels run on that many threads."""
-    POOL.use(count)
+@contextmanager
+def computing(threads: int) -> Iterator[None]:
+    """Let the kernels that are called within run on that many threads."""
+    POOL.use(threads)
+    try:
+        yield
+    finally:
+        POOL.state[BUSY] = 0
 
 
 def state() -> np.ndarray:

@@ -38,7 +38,7 @@ def llama3_factors(
     factor: float,
     low_freq_factor: float,
     high_freq_factor: float,
-    original_context: int,
+    original_context: float,
 ) -> np.ndarray:
     """Frequency divisors of Llama 3.1's scaling: 1 for short wavelengths, `factor` for long ones, smooth
     between.
