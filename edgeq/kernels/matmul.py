@@ -5,7 +5,6 @@ so that every output is computed by one thread in one order, whatever the number
 tile of them shares each unpacked operand.
 """
 
-import numpy as np
 from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
@@ -145,15 +144,16 @@ def add_run(typing, acc, w, group, record, run, table, zero, codes, scale, sums,
     return acc(acc, w, group, record, run, table, types.int32, codes, scale, sums, token), code
 
 
-# What a thread takes at a time: so much of the matrix that taking it, about 0.1 µs, is nothing beside the
-# work,
-# and so little that no thread waits long for another's last unit.
-UNIT_BYTES, UNITS = 1 << 14, 64
+# What a thread takes at a time: a run of memory long enough for the processor to fetch ahead (a quarter of
+# the speed
+# of SmolLM2 against 16 KB), and some units for each thread, so that none waits long for another's last one.
+UNIT_BYTES, UNITS_A_THREAD = 1 << 17, 3
 
 
-def units(w: np.ndarray) -> int:
+@njit(nogil=True)
+def unit_count(state, w):
     """Number of units that a matrix's groups of rows are cut into."""
-    return max(1, min(len(w), w.nbytes // UNIT_BYTES, UNITS))
+    return min(w.shape[0], max(w.nbytes // UNIT_BYTES, UNITS_A_THREAD * state[pool.THREADS]))
 
 
 @njit(nogil=True)
@@ -182,9 +182,10 @@ def one_unit(unit, units, w, runs, table, zero, codes, scale, sums, out, column)
 
 
 @kernel()
-def one(state, units, w, runs, table, zero, x, codes, scale, sums, out, column):
+def one(state, w, runs, table, zero, x, codes, scale, sums, out, column):
     """out[0, column:] = x Wᵀ for one token; w (groups, records) of `runs` runs, x f32 (1, cols), out f32."""
     quantize_row(x, codes, scale, sums, 0)
+    units = unit_count(state, w)
     job = pool.job(one_unit, (units, w, runs, table, zero, codes, scale, sums, out, column))
     pool.run(state, units, job)
 
@@ -203,9 +204,10 @@ def many_unit(unit, units, w, runs, table, zero, codes, scale, sums, out, column
 
 
 @kernel()
-def many(state, units, w, runs, table, zero, x, codes, scale, sums, out, column):
+def many(state, w, runs, table, zero, x, codes, scale, sums, out, column):
     """out[:n, column:] = x Wᵀ for n tokens; codes, scale, sums and out have whole tiles of TOKENS rows."""
     pool.run(state, out.shape[0] // TOKENS, pool.job(quantize_tokens, (x, codes, scale, sums)))
+    units = unit_count(state, w)
     job = pool.job(many_unit, (units, w, runs, table, zero, codes, scale, sums, out, column))
     pool.run(state, units, job)
 
@@ -229,8 +231,9 @@ def one_float_unit(unit, units, w, x, out, column):
 
 
 @kernel()
-def one_float(state, units, w, x, out, column):
+def one_float(state, w, x, out, column):
     """out[0, column:] = x Wᵀ for one token; w (groups, cols, 16), as `simd.kernel_view` has floats, x f32."""
+    units = unit_count(state, w)
     pool.run(state, units, pool.job(one_float_unit, (units, w, x, out, column)))
 
 
@@ -248,6 +251,7 @@ def many_float_unit(unit, units, w, x, out, column):
 
 
 @kernel()
-def many_float(state, units, w, x, out, column):
+def many_float(state, w, x, out, column):
     """out[:, column:] = x Wᵀ; x and out have whole tiles of TOKENS rows."""
+    units = unit_count(state, w)
     pool.run(state, units, pool.job(many_float_unit, (units, w, x, out, column)))

@@ -32,19 +32,19 @@ class Product:
     def __init__(self, lanes: Lanes) -> None:
         self.rows, self.cols, self.is_float = lanes.rows, lanes.cols, lanes.is_float
         self.w = kernel_view(lanes.data)
-        self.width, self.units = len(self.w) * ROWS, matmul.units(self.w)
+        self.width = len(self.w) * ROWS
         state = pool.state()
         x, out = np.zeros((1, lanes.cols), np.float32), np.zeros((1, 16), np.float32)
         if lanes.is_float:
-            self.one = matmul.one_float.entry(state, self.units, self.w, x, out, 0)
-            self.many = self.coarse = matmul.many_float.entry(state, self.units, self.w, x, out, 0)
+            self.one = matmul.one_float.entry(state, self.w, x, out, 0)
+            self.many = self.coarse = matmul.many_float.entry(state, self.w, x, out, 0)
             return
         names = lanes.data.dtype.names
         self.record_runs = lanes.data.dtype[next(p for p in PLANE_BYTES if p in names)].shape[0]
         self.runs = self.w.shape[1] * self.record_runs
         self.table = lanes.table
         self.zero = np.int32(simd.WIDE_BIAS if "p8" in names or "t4" in names else lanes.zero)
-        fixed = state, self.units, self.w, self.record_runs, self.table, self.zero, x
+        fixed = state, self.w, self.record_runs, self.table, self.zero, x
         self.one = matmul.one.entry(*fixed, *self.scratch(1, np.int16), out, 0)
         self.many = matmul.many.entry(*fixed, *self.scratch(1, np.int16), out, 0)
         self.coarse = matmul.many.entry(*fixed, *self.scratch(1, np.int8), out, 0)
@@ -64,13 +64,12 @@ class Product:
         if self.is_float:
             if len(x) != len(out):
                 x = np.concatenate([x, np.zeros((len(out) - len(x), self.cols), np.float32)])
-            f(pool.state(), self.units, self.w, x, out, column)
+            f(pool.state(), self.w, x, out, column)
             return
         if len(x) >= FINE_TOKENS:
             f, codes = self.coarse, np.int8
         f(
             pool.state(),
-            self.units,
             self.w,
             self.record_runs,
             self.table,
