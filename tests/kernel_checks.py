@@ -29,15 +29,19 @@ def expected_product(prepared: lanes.Lanes, x: np.ndarray) -> np.ndarray:
 
 
 def check_product(tensor: Tensor, x: np.ndarray) -> None:
-    """The compiled product agrees with float64 to float32's precision."""
-    got = numba_backend.linear([tensor])(x)
-    prepared = lanes.prepare([tensor])
+    """The compiled product of a tensor agrees with float64 to float32's precision."""
+    check_lanes(lanes.prepare([tensor]), x)
+
+
+def check_lanes(prepared: lanes.Lanes, x: np.ndarray) -> None:
+    """The compiled product of prepared lanes agrees with float64 to float32's precision."""
+    got = numba_backend.Linear([numba_backend.Product(prepared)], None)(x)
     want = expected_product(prepared, x)
     size = np.abs(x).astype(np.float64) @ np.abs(lanes.decode(prepared)).astype(np.float64).T
     assert got.shape == want.shape
     assert got.dtype == np.float32
     # rounding is relative to the sum of magnitudes
-    assert np.all(np.abs(got - want) <= 4e-6 * (size + size.mean()) + 1e-30), (tensor.format, x.shape)
+    assert np.all(np.abs(got - want) <= 4e-6 * (size + size.mean()) + 1e-30), (prepared.data.dtype, x.shape)
 
 
 def check_attention(

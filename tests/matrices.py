@@ -3,6 +3,8 @@
 import numpy as np
 
 from edgeq import formats
+from edgeq.grid import Grid
+from edgeq.kernels import lanes
 from edgeq.tensor import Tensor
 
 FLOATS = {"f32": np.float32, "f16": np.float16}
@@ -38,3 +40,18 @@ F16_AT = {
     "tq1_0": (52,),
     "tq2_0": (64,),
 }
+
+
+def random_lanes(
+    bits: int, group: int, offset: bool, rng: np.random.Generator
+) -> tuple[np.ndarray, Grid, lanes.Lanes]:
+    """Codes, grid and lanes of a matrix (32, 128); with an offset its codes count from 0."""
+    rows, cols = 32, 128
+    codes = rng.integers(0, 1 << bits, (rows, cols), dtype=np.uint8)
+    scale, offsets = (rng.random((rows, cols // group)).astype(np.float16) for _ in range(2))
+    zero = 0 if offset else (1 << bits) // 2
+    grid = Grid(np.arange(1 << bits) - zero, scale, offsets if offset else None)
+    record, columns = lanes.layout(grid, cols)
+    data = lanes.aligned((rows // 16, cols // columns), record)
+    lanes.fill(data, codes, grid)
+    return codes, grid, lanes.Lanes(rows, cols, data, np.zeros(16, np.uint8), zero)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from matrices import random_tensor
+from matrices import random_lanes, random_tensor
 
 from edgeq import formats
 from edgeq.kernels import activations, jit, matmul, numba_backend, simd
@@ -33,6 +33,14 @@ def test_product_of_many_tokens(name):
     tensor = random_tensor(name, 40, 512, rng)
     for n in (numba_backend.FINE_TOKENS, numba_backend.FINE_TOKENS + 5):
         kernel_checks.check_product(tensor, rng.standard_normal((n, tensor.cols)).astype(np.float32))
+
+
+@pytest.mark.parametrize("bits", [1, 2, 3, 6, 8])
+@pytest.mark.parametrize("group", [16, 32, 128])
+def test_lanes_of_any_bits(bits, group):
+    rng = np.random.default_rng(bits)
+    _, _, prepared = random_lanes(bits, group, bits in (1, 3), rng)
+    kernel_checks.check_lanes(prepared, rng.standard_normal((1, 128)).astype(np.float32))
 
 
 @settings(deadline=None, max_examples=60)

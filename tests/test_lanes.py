@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from matrices import random_tensor
+from matrices import random_lanes, random_tensor
 
 from edgeq import formats
 from edgeq.grid import Grid, decode
@@ -38,18 +38,12 @@ def test_stacked_tensors_are_one_matrix(name):
 @pytest.mark.parametrize("offset", [False, True])
 def test_any_number_of_bits_and_any_group(bits, group, offset):
     rng = np.random.default_rng(bits)
-    rows, cols = 32, 128
-    codes = rng.integers(0, 1 << bits, (rows, cols), dtype=np.uint8)
-    numbers = lambda: rng.random((rows, cols // group)).astype(np.float16)  # noqa: E731
-    grid = Grid(np.arange(1 << bits) - (1 << bits) // 2, numbers(), numbers() if offset else None)
-    record, columns = lanes.layout(grid, cols)
-    data = lanes.aligned((rows // 16, cols // columns), record)
-    lanes.fill(data, codes, grid)
-    prepared = lanes.Lanes(rows, cols, data, np.zeros(16, np.uint8), -int(grid.levels[0]))
+    codes, grid, prepared = random_lanes(bits, group, offset, rng)
     assert np.array_equal(lanes.decode(prepared), decode(codes, grid))
-    assert (
-        sum(data.dtype[p].itemsize for p in lanes.PLANE_BYTES if p in record.names) * 8 == 16 * columns * bits
-    )
+    record = prepared.data.dtype
+    columns = prepared.cols // prepared.data.shape[1]
+    stored = sum(record[p].itemsize for p in lanes.PLANE_BYTES if p in record.names)
+    assert stored * 8 == 16 * columns * bits
 
 
 def test_records_start_at_cache_lines():
