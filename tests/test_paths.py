@@ -1,5 +1,6 @@
 """Every set of vector instructions, forced through Numba's settings; and ARM's, compiled but not run."""
 
+import io
 import os
 import subprocess
 import sys
@@ -42,6 +43,25 @@ def test_a_path_for_every_machine():
     assert host.path() in host.PATHS
     assert not host.PATHS[-1].needs
     assert {p.name for p in host.PATHS} == {*FORCED, "arm-dotprod"}
+
+
+@pytest.mark.parametrize(
+    ("system", "cpu", "features", "path"),
+    [
+        ("Linux", "cortex-a76", "fp asimd crc32 atomics asimddp", "arm-dotprod"),  # Raspberry Pi 5
+        ("Linux", "cortex-a72", "fp asimd crc32", "plain"),  # Raspberry Pi 4
+        ("Linux", "generic", "fp asimd asimddp", "plain"),
+        ("Darwin", "apple-m1", "", "arm-dotprod"),
+    ],
+)
+def test_path_of_arm_machines(system, cpu, features, path, monkeypatch):
+    monkeypatch.setattr(host.config, "CPU_FEATURES", None)
+    monkeypatch.setattr(host.platform, "machine", lambda: "aarch64")
+    monkeypatch.setattr(host.platform, "system", lambda: system)
+    monkeypatch.setattr(host.llvm, "get_host_cpu_features", lambda: {"neon": True})
+    monkeypatch.setattr(host.llvm, "get_host_cpu_name", lambda: cpu)
+    monkeypatch.setattr("builtins.open", lambda name: io.StringIO(f"processor : 0\nFeatures\t: {features}\n"))
+    assert host.path().name == path
 
 
 @pytest.mark.parametrize("wide", [False, True])

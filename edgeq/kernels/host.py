@@ -47,7 +47,26 @@ def features() -> frozenset[str]:
     """Names of the CPU features that Numba compiles for, as LLVM calls them."""
     if config.CPU_FEATURES is not None:
         return frozenset(f[1:] for f in config.CPU_FEATURES.split(",") if f.startswith("+"))
-    return frozenset(name for name, there in llvm.get_host_cpu_features().items() if there)
+    have = {name for name, there in llvm.get_host_cpu_features().items() if there}
+    if platform.machine() in ("aarch64", "arm64") and _arm_has_dot_product():
+        have |= {"neon", "dotprod"}
+    return frozenset(have)
+
+
+def _arm_has_dot_product() -> bool:
+    """Whether an ARM CPU multiplies bytes four at a time; LLVM's list of the host's features leaves that out.
+
+    What LLVM knows by the CPU's name it also compiles, so a name is needed, too.
+    """
+    if llvm.get_host_cpu_name() == "generic":
+        return False
+    if platform.system() == "Darwin":
+        return True  # every Mac with an ARM CPU
+    try:
+        with open("/proc/cpuinfo") as f:
+            return any("asimddp" in line.split() for line in f if line.startswith("Features"))
+    except OSError:
+        return False
 
 
 def path() -> Path:
