@@ -63,25 +63,39 @@ class Conversation:
 
     def run(self) -> None:
         """Read messages and answer them, until /exit or the end of stdin."""
-        while (text := read_message()) is not None:
-            verb, _, rest = text.partition(" ")
-            match verb:
-                case "":
-                    continue
-                case "/exit" | "/quit" | "/bye":
-                    break
-                case "/clear":
-                    self.begin(self.system)
-                case "/system":
-                    self.begin(rest.strip() or None)
-                case "/stats":
-                    self.tell_stats()
-                case "/help":
-                    note(HELP)
-                case _ if verb.startswith("/") and "/" not in verb[1:]:
-                    note(f"there is no {verb}; /help lists what there is")
-                case _:
-                    self.answer(text)
+        going = True
+        while going:
+            try:
+                going = self.turn()
+            except KeyboardInterrupt:  # in the moment between reading and answering, or answering and reading
+                if not sys.stdin.isatty():
+                    raise
+                click.echo()
+
+    def turn(self) -> bool:
+        """Read a message and do what it says; False when it ends the conversation."""
+        text = read_message()
+        if text is None:
+            return False
+        verb, _, rest = text.partition(" ")
+        match verb:
+            case "":
+                pass
+            case "/exit" | "/quit" | "/bye":
+                return False
+            case "/clear":
+                self.begin(self.system)
+            case "/system":
+                self.begin(rest.strip() or None)
+            case "/stats":
+                self.tell_stats()
+            case "/help":
+                note(HELP)
+            case _ if verb.startswith("/") and "/" not in verb[1:]:
+                note(f"there is no {verb}; /help lists what there is")
+            case _:
+                self.answer(text)
+        return True
 
     def answer(self, text: str) -> None:
         """Answer a message. What Ctrl-C leaves of an answer stays in the conversation."""
