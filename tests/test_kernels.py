@@ -97,6 +97,16 @@ def test_stacked_products_of_several_formats_with_odd_rows():
         np.testing.assert_array_equal(stacked(x), want)
 
 
+def test_inputs_of_another_shape_or_layout():
+    rng = np.random.default_rng(9)
+    product = numba_backend.linear([random_tensor("q8_0", 20, 64, rng)])
+    x = rng.standard_normal((6, 128))
+    want = product(np.ascontiguousarray(x[::2, ::2], np.float32))
+    np.testing.assert_array_equal(product(x[::2, ::2]), want)
+    with pytest.raises(ValueError, match="expected 64 columns, found 128"):
+        product(x)
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("n", [1, 4, 130])
 def test_no_plausible_number_comes_of_one_that_is_none(bad, n):

@@ -86,13 +86,16 @@ class Linear:
 
     def __init__(self, products: list[Product], bias: np.ndarray | None) -> None:
         self.products, self.bias = products, bias
-        self.rows = sum(p.rows for p in products)
+        self.rows, self.cols = sum(p.rows for p in products), products[0].cols
         # a product writes whole sixteens of rows; the next one, or the cut at the end, takes the excess away
         ends = np.cumsum([p.rows for p in products])
         self.width = max(end - p.rows + p.width for end, p in zip(ends, products, strict=True))
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
-        n = len(x)
+        x = np.ascontiguousarray(x, np.float32)  # kernels take what they are given for just that
+        n, cols = x.shape
+        if cols != self.cols:
+            raise ValueError(f"expected {self.cols} columns, found {cols}")
         y = np.empty((n if n == 1 else -(-n // TOKENS) * TOKENS, self.width), np.float32)
         column = 0
         for product in self.products:
