@@ -39,7 +39,8 @@ from ..grid import Grid
 from ..tensor import Tensor
 
 ROWS, RUN, QUADS = 16, 32, 8
-PLANE_BYTES = {"p8": 512, "p4": 256, "t4": 256, "p2": 128, "p1": 64}
+# bytes of a run; low bits of a code go to the smallest plane
+PLANE_BYTES = {"p1": 64, "p2": 128, "p4": 256, "t4": 256, "p8": 512}
 FLOATS = {"f32": "<f4", "f16": "<f2", "bf16": "<u2"}
 PANEL = 256  # rows unpacked together while preparing: bounds the scratch memory
 
@@ -95,16 +96,14 @@ def layout(grid: Grid, cols: int) -> tuple[np.dtype, int]:
     if columns % RUN or (group < RUN and group != 16) or (group > RUN and group % RUN):
         raise ValueError(f"groups of {group} columns; lanes have groups of 16 or of a multiple of {RUN}")
     fields: list[tuple] = []
-    for name, unit, steps in (
-        ("scale", grid.scale, grid.scale_steps),
-        ("offset", grid.offset, grid.offset_steps),
+    for name, unit_name, unit, steps in (
+        ("scale", "unit", grid.scale, grid.scale_steps),
+        ("offset", "offset_unit", grid.offset, grid.offset_steps),
     ):
         if unit is None:
             continue
         if steps is not None:
-            fields.append(
-                (name.removeprefix("scale").replace("offset", "offset_") + "unit", unit.dtype, ROWS)
-            )
+            fields.append((unit_name, unit.dtype, ROWS))
         fields.append((name, unit.dtype if steps is None else steps.dtype, (per_record, ROWS)))
     fields += [(p, np.uint8, (columns // RUN, PLANE_BYTES[p])) for p in planes(grid.levels)]
     fields.sort(key=lambda f: -np.dtype(f[1]).itemsize * int(f[0] not in PLANE_BYTES))
@@ -197,7 +196,7 @@ def fill(data: np.ndarray, codes: np.ndarray, grid: Grid) -> None:
     quads = codes.view(np.uint32).reshape(groups, ROWS, runs, QUADS).transpose(0, 2, 3, 1)
     quads = np.ascontiguousarray(quads).view(np.uint8).reshape(groups, runs, QUADS, 64)
     shift = 0
-    for name in ("p1", "p2", "p4", "t4", "p8"):  # low bits of a code go to the smallest plane
+    for name in PLANE_BYTES:
         if name not in data.dtype.names:
             continue
         bits = int(name[1])
@@ -221,7 +220,7 @@ def decode(lanes: Lanes) -> np.ndarray:
     groups, records = data.shape
     codes = np.zeros((groups, 1, QUADS, 64), np.uint8)
     shift = 0
-    for name in ("p1", "p2", "p4", "t4", "p8"):
+    for name in PLANE_BYTES:
         if name not in data.dtype.names:
             continue
         bits = int(name[1])

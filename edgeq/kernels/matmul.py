@@ -26,7 +26,7 @@ def _operand(builder, planes, run, table, quad):
     """
     v64 = ir.VectorType(I8, 64)
     code, shift = None, 0
-    for name in ("p1", "p2", "p4", "t4", "p8"):
+    for name in PLANE_BYTES:
         if name not in planes:
             continue
         bits = int(name[1])
