@@ -205,6 +205,7 @@ class Pool:
         self.state = np.zeros(PLACES, np.int64)
         self.state[THREADS] = 1
         self.awake: list[threading.Event] = []
+        self.threads: list[threading.Thread] = []
 
     def use(self, threads: int) -> None:
         """Let kernels run on that many threads, this one included, and wake those that sleep."""
@@ -212,7 +213,9 @@ class Pool:
         while len(self.awake) < threads - 1:
             event = threading.Event()
             self.awake.append(event)
-            threading.Thread(target=self._serve, args=(len(self.awake), event), daemon=True).start()
+            thread = threading.Thread(target=self._serve, args=(len(self.awake), event), daemon=True)
+            self.threads.append(thread)
+            thread.start()
         for event in self.awake[: threads - 1]:
             event.set()
 
@@ -227,6 +230,8 @@ class Pool:
         self.state[STOP] = 1
         for event in self.awake:
             event.set()
+        for thread in self.threads:
+            thread.join(timeout=1)
 
 
 POOL = Pool()
