@@ -68,8 +68,8 @@ def check_attention(
     gains = [rng.random(head_dim).astype(np.float32) + 0.5 if norms else None for _ in range(2)]
     spec = Heads(heads, kv_heads, head_dim, head_dim**-0.5, window, *gains, 1e-6)
     qkv = rng.standard_normal((n, (heads + 2 * kv_heads) * head_dim)).astype(np.float32)
-    got = numba_backend.attention(qkv, caches[0], 0, spec)
-    want = numpy_backend.attention(qkv, caches[1], 0, spec)
+    got = numba_backend.attention(qkv, [caches[0]], 0, spec)
+    want = numpy_backend.attention(qkv, [caches[1]], 0, spec)
     np.testing.assert_allclose(got, want, atol=4e-3)
     np.testing.assert_allclose(
         caches[0].read_keys(0, before + n), caches[1].read_keys(0, before + n), atol=4e-3

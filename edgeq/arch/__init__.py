@@ -2,7 +2,7 @@
 
 A module holds
 
-    network(meta, weights) -> Network    config, ropes(positions), forward(ids, cache) -> hidden states, head
+    network(meta, weights) -> Network    config, ropes(positions), forward(ids, caches) -> hidden states, head
     HF_NAMES, from_huggingface(config)   its names in Hugging Face checkpoints, and GGUF metadata of a
     config.json
 """
@@ -64,13 +64,7 @@ class Model:
         Returns the logits of the token after the last one, float32 (1, vocab), or after each one, (n, vocab).
         The cache is as it was before when this raises. Calls from several threads wait for their turn.
         """
-        tokens = np.asarray(ids)
-        if tokens.ndim != 1 or not len(tokens) or not np.issubdtype(tokens.dtype, np.integer):
-            raise ValueError(f"expected one or more token ids, found {tokens.dtype} of shape {tokens.shape}")
-        if tokens.min() < 0 or tokens.max() >= self.config.vocab_size:
-            raise ValueError(
-                f"token ids must lie in 0..{self.config.vocab_size - 1}, found {tokens.min()}..{tokens.max()}"
-            )
+        tokens = self._checked(ids)
         with TURN, self.ops.computing(self.threads):
             start = cache.length
             if start + len(tokens) > cache.capacity:
@@ -82,13 +76,49 @@ class Model:
                 for at in range(0, len(tokens), CHUNK):
                     chunk = tokens[at : at + CHUNK]
                     cache.tokens.extend(chunk.tolist())
-                    hidden = self.network.forward(chunk, cache)
+                    hidden = self.network.forward(chunk, [cache])
                     if logits == "all":
                         out.append(self.network.head(hidden))
                 return np.concatenate(out) if out else self.network.head(hidden[-1:])
             except BaseException:
                 cache.truncate(start)
                 raise
+
+    def step(self, ids: Sequence[int], caches: Sequence[KVCache]) -> np.ndarray:
+        """Append one token to each of several sequences, which share every weight that is read.
+
+        Returns the logits after each, float32 (len(ids), vocab). The caches are as they were before when this
+        raises.
+        """
+        tokens = self._checked(ids)
+        if len(tokens) != len(caches) or len({id(c) for c in caches}) != len(caches):
+            raise ValueError(
+                f"expected one token for each of {len(caches)} different caches, found {len(tokens)}"
+            )
+        with TURN, self.ops.computing(self.threads):
+            for cache in caches:
+                if cache.length == cache.capacity:
+                    raise ContextFull(f"a sequence fills its context of {cache.capacity} tokens")
+            starts = [cache.length for cache in caches]
+            try:
+                for token, cache in zip(tokens.tolist(), caches, strict=True):
+                    cache.tokens.append(token)
+                return self.network.head(self.network.forward(tokens, caches))
+            except BaseException:
+                for cache, start in zip(caches, starts, strict=True):
+                    cache.truncate(start)
+                raise
+
+    def _checked(self, ids: Sequence[int]) -> np.ndarray:
+        """Token ids as an array; ValueError for what are none."""
+        tokens = np.asarray(ids)
+        if tokens.ndim != 1 or not len(tokens) or not np.issubdtype(tokens.dtype, np.integer):
+            raise ValueError(f"expected one or more token ids, found {tokens.dtype} of shape {tokens.shape}")
+        if tokens.min() < 0 or tokens.max() >= self.config.vocab_size:
+            raise ValueError(
+                f"token ids must lie in 0..{self.config.vocab_size - 1}, found {tokens.min()}..{tokens.max()}"
+            )
+        return tokens
 
 
 def identify(

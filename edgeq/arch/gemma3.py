@@ -8,7 +8,7 @@ Five of six layers see a sliding window and turn by a rotary base of 10,000; the
 the file's base. A norm gain g multiplies by 1 + g in a Hugging Face checkpoint; GGUF files hold 1 + g.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -107,11 +107,11 @@ class Layer:
         self.down = weights.linear(c.ffn, {at + "ffn_down": c.dim})
         self.post_ffw_norm = norm("post_ffw_norm", c.dim)
 
-    def __call__(self, x: np.ndarray, cache: KVCache) -> np.ndarray:
+    def __call__(self, x: np.ndarray, caches: Sequence[KVCache]) -> np.ndarray:
         """x float32 (n, dim) -> (n, dim)."""
         ops, eps = self.ops, self.eps
         h = self.o(
-            ops.attention(self.qkv(ops.rms_norm(x, self.attn_norm, eps)), cache, self.index, self.heads)
+            ops.attention(self.qkv(ops.rms_norm(x, self.attn_norm, eps)), caches, self.index, self.heads)
         )
         x = x + ops.rms_norm(h, self.post_attention_norm, eps)
         h = self.down(ops.gated(self.gate_up(ops.rms_norm(x, self.ffn_norm, eps)), "gelu"))
@@ -154,11 +154,11 @@ class Network:
         nearby = rope(positions, c.rope_dims, self.local_base, interleaved=False)
         return [nearby if window else everywhere for window in c.windows]
 
-    def forward(self, ids: np.ndarray, cache: KVCache) -> np.ndarray:
-        """Hidden states float32 (n, dim) of the tokens that end the cache, ready for the head."""
+    def forward(self, ids: np.ndarray, caches: Sequence[KVCache]) -> np.ndarray:
+        """Hidden states float32 (n, dim) of the tokens that end the caches, ready for the head."""
         x = self.embed(ids) * self.embedding_scale
         for layer in self.layers:
-            x = layer(x, cache)
+            x = layer(x, caches)
         return self.ops.rms_norm(x, self.norm, self.config.eps)
 
 

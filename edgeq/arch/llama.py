@@ -7,7 +7,7 @@ Mistral, SmolLM2, TinyLlama.
 Biases are used where the file has them; a file without an output matrix ties it to the embedding.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -66,10 +66,10 @@ class Layer:
         self.gate_up = weights.linear(c.dim, {at + "ffn_gate": c.ffn, at + "ffn_up": c.ffn})
         self.down = weights.linear(c.ffn, {at + "ffn_down": c.dim})
 
-    def __call__(self, x: np.ndarray, cache: KVCache) -> np.ndarray:
+    def __call__(self, x: np.ndarray, caches: Sequence[KVCache]) -> np.ndarray:
         """x float32 (n, dim) -> (n, dim)."""
         h = self.ops.rms_norm(x, self.attn_norm, self.eps)
-        x = x + self.o(self.ops.attention(self.qkv(h), cache, self.index, self.heads))
+        x = x + self.o(self.ops.attention(self.qkv(h), caches, self.index, self.heads))
         h = self.ops.rms_norm(x, self.ffn_norm, self.eps)
         return x + self.down(self.ops.gated(self.gate_up(h), "silu"))
 
@@ -97,9 +97,9 @@ class Network:
         table = rope(positions, c.rope_dims, c.rope_base, c.rope_factors, interleaved=c.interleaved)
         return [table] * c.layers
 
-    def forward(self, ids: np.ndarray, cache: KVCache) -> np.ndarray:
-        """Hidden states float32 (n, dim) of the tokens that end the cache, ready for the head."""
+    def forward(self, ids: np.ndarray, caches: Sequence[KVCache]) -> np.ndarray:
+        """Hidden states float32 (n, dim) of the tokens that end the caches, ready for the head."""
         x = self.embed(ids)
         for layer in self.layers:
-            x = layer(x, cache)
+            x = layer(x, caches)
         return self.ops.rms_norm(x, self.norm, self.config.eps)

@@ -8,7 +8,7 @@ A backend is a module with
     linear(tensors, bias, batches) -> f   f(x) = x @ Wᵀ + b, the rows of several tensors stacked
     embedding(tensor) -> f         f(ids) = rows of the table
     rms_norm(x, weight, eps)
-    attention(qkv, cache, layer, heads)
+    attention(qkv, caches, layer, heads)
     gated(gate_up, activation)     silu(gate) * up, or gelu(gate) * up
     ready(progress)                compile what the above will run
     computing(threads)             a context in which that many threads compute

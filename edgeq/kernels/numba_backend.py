@@ -134,8 +134,16 @@ def rms_norm(x: np.ndarray, weight: np.ndarray, eps: float) -> np.ndarray:
     return out
 
 
-def attention(qkv: np.ndarray, cache: KVCache, layer: int, heads: Heads) -> np.ndarray:
-    """Attend from n new tokens to themselves and all before them, and store their keys and values."""
+def attention(qkv: np.ndarray, caches: Sequence[KVCache], layer: int, heads: Heads) -> np.ndarray:
+    """Attend from new tokens to themselves and all before them, and store their keys and values."""
+    if len(caches) == 1:
+        return _attend(qkv, caches[0], layer, heads)
+    parts = np.split(qkv, len(caches))
+    return np.concatenate([_attend(part, c, layer, heads) for part, c in zip(parts, caches, strict=True)])
+
+
+def _attend(qkv: np.ndarray, cache: KVCache, layer: int, heads: Heads) -> np.ndarray:
+    """`attention` of one sequence."""
     n, end = len(qkv), cache.length
     rope = cache.ropes[layer]
     keys, values = cache.kernel_keys[layer], cache.kernel_values[layer]

@@ -44,12 +44,19 @@ def rms_norm(x: np.ndarray, weight: np.ndarray, eps: float) -> np.ndarray:
     return x / np.sqrt(np.mean(np.square(x), axis=-1, keepdims=True) + np.float32(eps)) * weight
 
 
-def attention(qkv: np.ndarray, cache: KVCache, layer: int, heads: Heads) -> np.ndarray:
-    """Attend from n new tokens to themselves and all before them, and store their keys and values.
+def attention(qkv: np.ndarray, caches: Sequence[KVCache], layer: int, heads: Heads) -> np.ndarray:
+    """Attend from new tokens to themselves and all before them, and store their keys and values.
 
     qkv float32 (n, (heads + 2 kv_heads) * head_dim): queries, keys and values of the tokens whose ids end
-    `cache.tokens`. Returns float32 (n, heads * head_dim).
+    `tokens` of the caches, equally many of each sequence, one sequence after the other. Returns float32 (n,
+    heads * head_dim).
     """
+    parts = np.split(qkv, len(caches))
+    return np.concatenate([_attend(part, c, layer, heads) for part, c in zip(parts, caches, strict=True)])
+
+
+def _attend(qkv: np.ndarray, cache: KVCache, layer: int, heads: Heads) -> np.ndarray:
+    """`attention` of one sequence."""
     n, end = len(qkv), cache.length
     start = end - n
     rope = cache.ropes[layer]
