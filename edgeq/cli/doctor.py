@@ -53,4 +53,6 @@ def readable(key: str, value: Any) -> str:
     """A fact for people."""
     if key.endswith(("memory", "bytes")) and isinstance(value, int):
         return size(value)
+    if value is None:
+        return "no limit"
     return " ".join(map(str, value)) if isinstance(value, list) else str(value)

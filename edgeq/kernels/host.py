@@ -5,14 +5,13 @@ features that Numba compiles for: the host's, or NUMBA_CPU_FEATURES where that i
 forced).
 """
 
-import os
 import platform
 from typing import NamedTuple
 
 import llvmlite.binding as llvm
 from numba import config
 
-from .cores import cores
+from .cores import find
 
 
 class Path(NamedTuple):
@@ -77,15 +76,18 @@ def path() -> Path:
 
 def describe() -> dict[str, object]:
     """What `edgeq doctor` reports of the machine and of Numba's settings."""
-    chosen = path()
+    chosen, found = path(), find()
     known = frozenset().union(*(p.needs for p in PATHS))
     return {
         "machine": platform.machine(),
         "cpu": llvm.get_host_cpu_name() if config.CPU_NAME is None else config.CPU_NAME,
         "path": chosen.name,
         "features": sorted(known & features()),
-        "threads": cores(),
+        "threads": found.threads,
         "threading": "a pool of edgeq's own",
-        "logical_cpus": os.cpu_count(),
+        "logical_cpus": found.logical,
+        "physical_cores": found.physical,
+        "fast_cores": found.fast,
+        "cgroup_cpus": found.quota,
         "llvm": ".".join(map(str, llvm.llvm_version_info)),
     }
