@@ -17,6 +17,7 @@ import numpy as np
 from .errors import EdgeqError
 
 Sampler = Callable[[np.ndarray, Sequence[int]], int]
+RUN = 512  # positions, see `draw`
 
 
 class Sampling(TypedDict, total=False):
@@ -78,12 +79,12 @@ def keep_top_k(logits: np.ndarray, k: int) -> np.ndarray:
     return above[np.argsort(-logits[above], kind="stable")[:k]]
 
 
-def _keep_mass(score: np.ndarray, probs: np.ndarray, mass: float) -> np.ndarray:
-    """The fewest positions, best score first, whose probabilities sum to at least `mass`."""
+def _keep_mass(score: np.ndarray, weights: np.ndarray, mass: float) -> np.ndarray:
+    """The fewest positions, best score first, whose weights sum to at least `mass`."""
     k = 256
     while True:
         best = keep_top_k(score, k)
-        running = np.cumsum(probs[best], dtype=np.float64)
+        running = np.cumsum(weights[best], dtype=np.float64)
         if running[-1] >= mass or k >= score.size:
             return best[: np.searchsorted(running, mass) + 1]
         k *= 8
@@ -91,7 +92,8 @@ def _keep_mass(score: np.ndarray, probs: np.ndarray, mass: float) -> np.ndarray:
 
 def keep_top_p(logits: np.ndarray, p: float) -> np.ndarray:
     """The fewest positions that are at least p probable together, most probable first."""
-    return _keep_mass(logits, np.exp(log_softmax(logits)), p)
+    weights = np.exp(logits - logits.max())
+    return _keep_mass(logits, weights, p * float(weights.sum()))
 
 
 def keep_min_p(logits: np.ndarray, p: float) -> np.ndarray:
@@ -119,9 +121,10 @@ def _draw(weights: np.ndarray, rng: np.random.Generator) -> int:
 def draw(logits: np.ndarray, rng: np.random.Generator) -> int:
     """Position drawn with the probabilities softmax(logits)."""
     weights = np.exp(logits - logits.max())
-    # A run of 512 first, then a position in it: running sums over a whole vocabulary would take milliseconds.
-    start = 512 * _draw(np.add.reduceat(weights, np.arange(0, weights.size, 512)), rng)
-    return start + _draw(weights[start : start + 512], rng)
+    start = 0
+    if weights.size > RUN:  # a run first, then a position in it: running sums of them all take long
+        start = RUN * _draw(np.add.reduceat(weights, np.arange(0, weights.size, RUN)), rng)
+    return start + _draw(weights[start : start + RUN], rng)
 
 
 def make_sampler(
@@ -198,14 +201,14 @@ def make_sampler(
         x = add_bias(logits, logit_bias) if logit_bias else logits
         if penalized:
             x = penalize(x, history if repeat_last_n < 0 else history[-repeat_last_n:], **penalties)
-        peak = x.max()  # NaN as soon as one logit is
-        if not math.isfinite(peak):
+        best = int(x.argmax())  # of a NaN as soon as there is one
+        if not math.isfinite(x[best]):
             raise EdgeqError(
-                f"no token can be chosen: the largest logit is {peak}, expected a finite number. Either the "
-                "model computed nonsense (damaged weights, or an overflow), or logit_bias leaves no token"
+                f"no token can be chosen: the largest logit is {x[best]}, expected a finite number. Either "
+                "the model computed nonsense (damaged weights, or an overflow), or logit_bias leaves no token"
             )
         if divisor == 0:
-            return int(x.argmax())
+            return best
         ids = None
         for keep in filters:
             kept = keep(x)
