@@ -11,7 +11,8 @@ import importlib
 import os
 import pkgutil
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cache
 from types import ModuleType
 from typing import Any, Literal
@@ -65,24 +66,25 @@ class Model:
         The cache is as it was before when this raises. Calls from several threads wait for their turn.
         """
         tokens = self._checked(ids)
-        with TURN, self.ops.computing(self.threads):
-            start = cache.length
-            if start + len(tokens) > cache.capacity:
-                raise ContextFull(
-                    f"{start} + {len(tokens)} tokens do not fit the context of {cache.capacity}"
-                )
-            try:
-                out = []
-                for at in range(0, len(tokens), CHUNK):
-                    chunk = tokens[at : at + CHUNK]
-                    cache.tokens.extend(chunk.tolist())
-                    hidden = self.network.forward(chunk, [cache])
-                    if logits == "all":
-                        out.append(self.network.head(hidden))
-                return np.concatenate(out) if out else self.network.head(hidden[-1:])
-            except BaseException:
-                cache.truncate(start)
-                raise
+        with self._turn(cache):
+            out = []
+            for hidden in self._forward(tokens, cache):
+                if logits == "all":
+                    out.append(self.network.head(hidden))
+            return np.concatenate(out) if out else self.network.head(hidden[-1:])
+
+    def hidden(self, ids: Sequence[int], cache: KVCache) -> np.ndarray:
+        """Append tokens to the sequence in the cache, and return what `head` makes the logits after each of,
+        float32 (n, dim). The cache is as it was before when this raises.
+        """
+        tokens = self._checked(ids)
+        with self._turn(cache):
+            return np.concatenate(list(self._forward(tokens, cache)))
+
+    def head(self, hidden: np.ndarray) -> np.ndarray:
+        """Logits, float32 (n, vocab), of what `hidden` returned, or of some rows of it."""
+        with self._turn():
+            return self.network.head(hidden)
 
     def step(self, ids: Sequence[int], caches: Sequence[KVCache]) -> np.ndarray:
         """Append one token to each of several sequences, which share every weight that is read.
@@ -95,19 +97,36 @@ class Model:
             raise ValueError(
                 f"expected one token for each of {len(caches)} different caches, found {len(tokens)}"
             )
-        with TURN, self.ops.computing(self.threads):
+        with self._turn(*caches):
             for cache in caches:
                 if cache.length == cache.capacity:
                     raise ContextFull(f"a sequence fills its context of {cache.capacity} tokens")
+            for token, cache in zip(tokens.tolist(), caches, strict=True):
+                cache.tokens.append(token)
+            return self.network.head(self.network.forward(tokens, caches))
+
+    @contextmanager
+    def _turn(self, *caches: KVCache) -> Iterator[None]:
+        """Compute when no other thread does; an error leaves the caches as they were before."""
+        with TURN, self.ops.computing(self.threads):
             starts = [cache.length for cache in caches]
             try:
-                for token, cache in zip(tokens.tolist(), caches, strict=True):
-                    cache.tokens.append(token)
-                return self.network.head(self.network.forward(tokens, caches))
+                yield
             except BaseException:
                 for cache, start in zip(caches, starts, strict=True):
                     cache.truncate(start)
                 raise
+
+    def _forward(self, tokens: np.ndarray, cache: KVCache) -> Iterator[np.ndarray]:
+        """Append tokens to the sequence in the cache, and give their hidden states chunk by chunk."""
+        if cache.length + len(tokens) > cache.capacity:
+            raise ContextFull(
+                f"{cache.length} + {len(tokens)} tokens do not fit the context of {cache.capacity}"
+            )
+        for at in range(0, len(tokens), CHUNK):
+            chunk = tokens[at : at + CHUNK]
+            cache.tokens.extend(chunk.tolist())
+            yield self.network.forward(chunk, [cache])
 
     def _checked(self, ids: Sequence[int]) -> np.ndarray:
         """Token ids as an array; ValueError for what are none."""
