@@ -113,7 +113,7 @@ def attend(unit, queries, keys, values, scale, window, start, shares, parts, top
                 weight,
             )
         for i in range(0, width, 16):
-            acc = simd.load_rows(part, i, width, zero_rows())
+            acc = simd.load_rows(part, i, width, part.size, zero_rows())
             at = (h * blocks * 16 + span) * width + i
             for p in range(stop - span):
                 acc = simd.outer(acc, simd.load(values, at + p * width), scores, p, SPAN)

@@ -1,8 +1,9 @@
 """y = x Wᵀ on prepared lanes: by far the most time of a model is spent in this file.
 
-Two loops, for one token and for many, over groups of sixteen output rows. Threads take the groups in units,
-so that every output is computed by one thread in one order, whatever the number of threads. For many tokens a
-tile of them shares each unpacked operand.
+Two loops over groups of sixteen output rows. The one for a single token has the memory to wait for, and reads
+several groups side by side; in the one for many, a tile of tokens shares each unpacked operand. Threads take
+the groups in units, so that every output is computed by one thread in one order, whatever the number of
+threads, and of tokens.
 """
 
 from llvmlite import ir
@@ -13,153 +14,213 @@ from . import pool, simd
 from .activations import quantize_row
 from .jit import kernel
 from .lanes import PLANE_BYTES, RUN
-from .simd import F32, I8, I32, I64, _constant, _data, _dot4, _fma, _load, _load_f32, _lookup, _splat
+from .simd import (
+    F32,
+    I8,
+    I32,
+    I64,
+    _constant,
+    _data,
+    _dot4,
+    _fma,
+    _load,
+    _load_f32,
+    _lookup,
+    _prefetch,
+    _splat,
+)
 
 TOKENS = simd.PATH.tokens
-zero_one = simd.make_zero(1)
+# A product of one token waits for memory, so it reads that many groups of rows side by side, and asks for
+# each of them that many bytes ahead: a core that reads one run of memory gets half of what it gets from
+# several.
+STREAMS = 4 if TOKENS > 4 else 2
+AHEAD = 1280
+zero_one = simd.make_zero(STREAMS)
 zero_many = simd.make_zero(TOKENS)
 
 
-def _operand(builder, planes, run, table, quad):
-    """The codes of a quad, <64 x i8>, put together from the planes; planes: {name: address of the record's
-    plane}.
-    """
-    v64 = ir.VectorType(I8, 64)
-    code, shift = None, 0
-    for name in PLANE_BYTES:
-        if name not in planes:
-            continue
-        bits = int(name[1])
-        vectors = PLANE_BYTES[name] // 64
-        at = builder.add(builder.mul(run, I64(PLANE_BYTES[name])), I64(64 * (quad % vectors)))
-        part = _load(builder, planes[name], at, v64)
-        move = bits * (quad // vectors)
-        if move > shift:
-            part = builder.lshr(part, _constant(v64, move - shift))
-        elif move < shift:
-            part = builder.shl(part, _constant(v64, shift - move))
-        if bits < 8:
-            part = builder.and_(part, _constant(v64, ((1 << bits) - 1) << shift))
-        code = part if code is None else builder.or_(code, part)
-        shift += bits
-    return _lookup(builder, table, code) if "t4" in planes else code
+def _make_add_run(groups, tokens):
+    """Make `add_run` for tiles of that many groups of rows, times that many tokens."""
+
+    @intrinsic
+    def add_run(typing, acc, w, group, last, record, run, table, zero, codes, scale, sums, token):
+        """Add the products of a run of 32 columns to acc: vector i * tokens + t is of group i and token t.
+
+        w: array of records, of which w[group, record] and the same of the next groups are used, but none
+        after group `last`, whose products stand for those that are not there; run: of the record; codes (n,
+        cols), scale (n, runs), sums (n, 2 runs): the quantized activations, int8 or int16; token: the first
+        of the tile. All arrays are contiguous.
+        """
+        kind = w.dtype
+        fields = {name: (kind.offset(name), kind.typeof(name)) for name in kind.fields}
+        builds = _Run(fields, kind.size, groups, tokens, codes.dtype == types.int16)
+
+        def code(context, builder, sig, args):
+            acc_, w_, _, _, _, _, table_, zero_, codes_, scale_, sums_, _ = args
+            ints = (context.cast(builder, args[i], sig.args[i], types.intp) for i in (2, 3, 4, 5, 11))
+            arrays = ((w, w_), (table, table_), (codes, codes_), (scale, scale_), (sums, sums_))
+            data = (_data(context, builder, kind, array) for kind, array in arrays)
+            records = builder.extract_value(context.make_array(w)(context, builder, w_).shape, 1)
+            out = builds.add(builder, simd._vectors(builder, acc_), records, *ints, *data, zero_)
+            return simd._tile(builder, out)
+
+        given = acc, w, group, last, record, run, table, types.int32, codes, scale, sums, token
+        return acc(*given), code
+
+    return add_run
 
 
-@intrinsic
-def add_run(typing, acc, w, group, record, run, table, zero, codes, scale, sums, token):
-    """Add the products of a run of 32 columns to acc: sixteen rows, and as many tokens as acc has vectors.
+class _Run:
+    """The instructions of `add_run`, for records of certain fields: {name: (offset, type)}, `size` bytes."""
 
-    w: array of records, of which w[group, record] is used; run: of the record; codes (n, cols), scale (n,
-    runs), sums (n, 2 runs): the quantized activations, int8 or int16; token: the first of the tile. All
-    arrays are contiguous.
-    """
-    fine = codes.dtype == types.int16
-    kind = w.dtype
-    fields = {name: (kind.offset(name), kind.typeof(name)) for name in kind.fields}
-    runs = fields[next(p for p in PLANE_BYTES if p in fields)][1].shape[0]
-    groups = fields["scale"][1].shape[0]
-    halves = 2 if groups == 2 * runs else 1
-    wide = "p8" in fields or "t4" in fields
+    def __init__(self, fields, size, groups, tokens, fine):
+        self.fields, self.size, self.groups, self.tokens, self.fine = fields, size, groups, tokens, fine
+        self.planes = [p for p in PLANE_BYTES if p in fields]
+        self.runs = fields[self.planes[0]][1].shape[0]
+        scales = fields["scale"][1].shape[0]
+        self.halves = 2 if scales == 2 * self.runs else 1  # parts of a run that have scales of their own
+        self.runs_a_scale = max(1, self.runs // scales)
+        self.wide = "p8" in fields or "t4" in fields
 
-    def code(context, builder, sig, args):
-        i32, f32, v64 = ir.VectorType(I32, 16), acc.vector, ir.VectorType(I8, 64)
-        acc_, w_, _, _, _, table_, zero_, codes_, scale_, sums_, _ = args
-        group_, record_, run_, token_ = (
-            context.cast(builder, args[i], sig.args[i], types.intp) for i in (2, 3, 4, 10)
-        )
-        records = builder.extract_value(context.make_array(w)(context, builder, w_).shape, 1)
-        index = builder.add(builder.mul(group_, records), record_)
-        base = builder.gep(_data(context, builder, w, w_), [builder.mul(index, I64(kind.size))])
-        at = {name: builder.gep(base, [I64(offset)]) for name, (offset, _) in fields.items()}
-        planes = {name: at[name] for name in PLANE_BYTES if name in fields}
-        table_ = _load(builder, _data(context, builder, table, table_), 0, ir.VectorType(I8, 16))
-        runs_in_row = builder.mul(records, I64(runs))
-        first = builder.add(builder.mul(record_, I64(runs)), run_)
-        tokens = [builder.add(token_, I64(i)) for i in range(acc.count)]
-        here = [builder.add(builder.mul(t, runs_in_row), first) for t in tokens]
+    def add(self, builder, out, records, group, last, record, run, token, w, table, codes, scale, sums, zero):
+        """The tile's vectors, with the run's products added."""
+        table = _load(builder, table, 0, ir.VectorType(I8, 16))
+        bases = []
+        for i in range(self.groups):
+            g = builder.add(group, I64(i))
+            if i:
+                g = builder.select(builder.icmp_signed("<", g, last), g, last)
+            index = builder.add(builder.mul(g, records), record)
+            bases.append(builder.gep(w, [builder.mul(index, I64(self.size))]))
+        if self.tokens == 1:
+            self.prefetch(builder, bases, records, record, run)
+        runs = builder.mul(records, I64(self.runs))
+        first = builder.add(builder.mul(record, I64(self.runs)), run)
+        rows = [builder.add(token, I64(t)) for t in range(self.tokens)]
+        here = [builder.add(builder.mul(row, runs), first) for row in rows]
         # where each token's codes of this run begin: those of high bytes, if there are any, and of low bytes
-        row_bytes = builder.mul(runs_in_row, I64(RUN * (2 if fine else 1)))
-        high_bytes = [builder.add(builder.mul(t, row_bytes), builder.mul(first, I64(RUN))) for t in tokens]
+        row_bytes = builder.mul(runs, I64(RUN * (2 if self.fine else 1)))
+        high_bytes = [builder.add(builder.mul(row, row_bytes), builder.mul(first, I64(RUN))) for row in rows]
         low_bytes = high_bytes
-        if fine:
-            low_bytes = [builder.add(at, builder.mul(runs_in_row, I64(RUN))) for at in high_bytes]
-        codes_, scale_, sums_ = (
-            _data(context, builder, kind, array)
-            for kind, array in ((codes, codes_), (scale, scale_), (sums, sums_))
-        )
-
-        def numbers(name, group):
-            """Sixteen scales or offsets of a group, as float32."""
-            dtype = fields[name][1].dtype
-            v = _load_f32(builder, at[name], builder.mul(group, I64(16 * dtype.bitwidth // 8)), dtype)
-            unit = {"scale": "unit", "offset": "offset_unit"}[name]
-            if unit in fields:
-                v = builder.fmul(v, _load_f32(builder, at[unit], 0, fields[unit][1].dtype))
-            return v
+        if self.fine:
+            low_bytes = [builder.add(at, builder.mul(runs, I64(RUN))) for at in high_bytes]
 
         def total(token, half):
             """Sum of the token's codes that meet this half of the run, i32."""
-            sixteens = [half] if halves == 2 else [0, 1]
+            sixteens = [half] if self.halves == 2 else [0, 1]
             at = [builder.add(builder.mul(token, I64(8)), I64(4 * i)) for i in sixteens]
-            parts = [_load(builder, sums_, a, I32) for a in at]
-            return parts[0] if halves == 2 else builder.add(*parts)
+            parts = [_load(builder, sums, a, I32) for a in at]
+            return parts[0] if self.halves == 2 else builder.add(*parts)
 
-        out = simd._vectors(builder, acc_)
-        for half in range(halves):
-            quads = range(8 // halves * half, 8 // halves * (half + 1))
+        i32, f32, v64 = ir.VectorType(I32, 16), ir.VectorType(F32, 16), ir.VectorType(I8, 64)
+        for half in range(self.halves):
             totals = [total(h, half) for h in here]
             # codes count from zero, weights from the code `zero`; an offset has that in it already
-            low = [_constant(i32, 0)] * acc.count
-            if "offset" not in fields:
-                low = [_splat(builder, builder.mul(builder.neg(zero_), t)) for t in totals]
-            high = [_constant(i32, 0)] * acc.count
-            for quad in quads:
-                operand = _operand(builder, planes, run_, table_, quad)
-                for i in range(acc.count):
-                    for dots, start in [(high, high_bytes), (low, low_bytes)][0 if fine else 1 :]:
-                        four = _load(builder, codes_, builder.add(start[i], I64(4 * quad)), I32)
-                        x = builder.bitcast(_splat(builder, four), v64)
-                        dots[i] = _dot4(builder, dots[i], operand, x, wide)
-            if fine:
+            starts = [_constant(i32, 0)] * self.tokens
+            if "offset" not in self.fields:
+                starts = [_splat(builder, builder.mul(builder.neg(zero), t)) for t in totals]
+            low = starts * self.groups
+            high = [_constant(i32, 0)] * len(low)
+            for quad in range(8 // self.halves * half, 8 // self.halves * (half + 1)):
+                for i, base in enumerate(bases):
+                    operand = self.operand(builder, base, run, table, quad)
+                    for dots, at in [(high, high_bytes), (low, low_bytes)][0 if self.fine else 1 :]:
+                        for t in range(self.tokens):
+                            four = _load(builder, codes, builder.add(at[t], I64(4 * quad)), I32)
+                            x = builder.bitcast(_splat(builder, four), v64)
+                            n = i * self.tokens + t
+                            dots[n] = _dot4(builder, dots[n], operand, x, self.wide)
+            if self.fine:
                 high = [builder.shl(h, _constant(i32, 8)) for h in high]
                 low = [builder.add(*pair) for pair in zip(high, low, strict=True)]
-            if halves == 2:
-                group = builder.add(builder.mul(run_, I64(2)), I64(half))
-            elif groups == runs:
-                group = run_
+            if self.halves == 2:
+                of_scale = builder.add(builder.mul(run, I64(2)), I64(half))
             else:
-                group = builder.udiv(run_, I64(runs // groups))
-            d = numbers("scale", group)
-            o = numbers("offset", group) if "offset" in fields else None
-            for i, h in enumerate(here):
-                s = _load(builder, scale_, builder.mul(h, I64(4)), F32)
-                out[i] = _fma(
-                    builder, out[i], builder.sitofp(low[i], f32), builder.fmul(d, _splat(builder, s))
-                )
-                if o is not None:
-                    x = builder.fmul(builder.sitofp(totals[i], F32), s)
-                    out[i] = _fma(builder, out[i], o, _splat(builder, x))
-        return simd._tile(builder, out)
+                of_scale = run if self.runs_a_scale == 1 else builder.udiv(run, I64(self.runs_a_scale))
+            steps = [_load(builder, scale, builder.mul(h, I64(4)), F32) for h in here]
+            offsets = [
+                _splat(builder, builder.fmul(builder.sitofp(total, F32), s))
+                for total, s in zip(totals, steps, strict=True)
+            ]
+            steps = [_splat(builder, s) for s in steps]
+            for i, base in enumerate(bases):
+                d = self.numbers(builder, base, "scale", of_scale)
+                o = self.numbers(builder, base, "offset", of_scale) if "offset" in self.fields else None
+                for t in range(self.tokens):
+                    n = i * self.tokens + t
+                    out[n] = _fma(builder, out[n], builder.sitofp(low[n], f32), builder.fmul(d, steps[t]))
+                    if o is not None:
+                        out[n] = _fma(builder, out[n], o, offsets[t])
+        return out
 
-    return acc(acc, w, group, record, run, table, types.int32, codes, scale, sums, token), code
+    def prefetch(self, builder, bases, records, record, run):
+        """Ask for what this run's bytes are to each group, AHEAD bytes further on; past its end, the group
+        goes on where the tile's next one, `groups` groups later, begins.
+        """
+        step = self.size // self.runs
+        row = builder.mul(records, I64(self.size))
+        in_record = builder.add(builder.mul(run, I64(step)), I64(AHEAD))
+        in_row = builder.add(builder.mul(record, I64(self.size)), in_record)
+        past = builder.icmp_signed(">=", in_row, row)
+        jump = builder.select(past, builder.mul(row, I64(self.groups - 1)), I64(0))
+        at = builder.add(in_record, jump)
+        for base in bases:
+            for line in range(0, step, 64):
+                _prefetch(builder, base, builder.add(at, I64(line)))
+
+    def operand(self, builder, base, run, table, quad):
+        """The codes of a quad, <64 x i8>, put together from the planes of the record at `base`."""
+        v64 = ir.VectorType(I8, 64)
+        code, shift = None, 0
+        for name in self.planes:
+            bits, vectors = int(name[1]), PLANE_BYTES[name] // 64
+            at = builder.add(builder.mul(run, I64(PLANE_BYTES[name])), I64(64 * (quad % vectors)))
+            part = _load(builder, builder.gep(base, [I64(self.fields[name][0])]), at, v64)
+            move = bits * (quad // vectors)
+            if move > shift:
+                part = builder.lshr(part, _constant(v64, move - shift))
+            elif move < shift:
+                part = builder.shl(part, _constant(v64, shift - move))
+            if bits < 8:
+                part = builder.and_(part, _constant(v64, ((1 << bits) - 1) << shift))
+            code = part if code is None else builder.or_(code, part)
+            shift += bits
+        return _lookup(builder, table, code) if "t4" in self.planes else code
+
+    def numbers(self, builder, base, name, index):
+        """Sixteen scales or offsets of the record at `base`, as float32, times their unit."""
+
+        def read(field, index):
+            offset, kind = self.fields[field]
+            at = builder.add(builder.mul(index, I64(16 * kind.dtype.bitwidth // 8)), I64(offset))
+            return _load_f32(builder, base, at, kind.dtype)
+
+        v = read(name, index)
+        unit = {"scale": "unit", "offset": "offset_unit"}[name]
+        return builder.fmul(v, read(unit, I64(0))) if unit in self.fields else v
+
+
+add_run_one = _make_add_run(STREAMS, 1)
+add_run_many = _make_add_run(1, TOKENS)
 
 
 # What a thread takes at a time: a run of memory long enough for the processor to fetch ahead (a quarter of
-# the speed
-# of SmolLM2 against 16 KB), and some units for each thread, so that none waits long for another's last one.
+# the speed of SmolLM2 against 16 KB), and some units for each thread, so that none waits long for another's
+# last one.
 UNIT_BYTES, UNITS_A_THREAD = 1 << 17, 3
 
 
 @njit(nogil=True)
-def unit_count(state, w):
-    """Number of units that a matrix's groups of rows are cut into."""
-    return min(w.shape[0], max(w.nbytes // UNIT_BYTES, UNITS_A_THREAD * state[pool.THREADS]))
+def unit_count(state, w, most):
+    """Number of units that a matrix's groups of rows are cut into, `most` at most."""
+    return min(most, max(w.nbytes // UNIT_BYTES, UNITS_A_THREAD * state[pool.THREADS]))
 
 
 @njit(nogil=True)
-def unit_groups(unit, units, groups):
-    """First group of rows of a unit, and the one after its last."""
-    return groups * unit // units, groups * (unit + 1) // units
+def share(unit, units, count):
+    """What a unit has of `count` things: the first, and the one after its last."""
+    return count * unit // units, count * (unit + 1) // units
 
 
 @njit(nogil=True)
@@ -172,20 +233,22 @@ def quantize_tokens(unit, x, codes, scale, sums):
 @njit(nogil=True)
 def one_unit(unit, units, w, runs, table, zero, codes, scale, sums, out, column):
     """The rows of a unit, for one token."""
-    first, stop = unit_groups(unit, units, w.shape[0])
-    for g in range(first, stop):
+    first, stop = share(unit, units, -(-w.shape[0] // STREAMS))
+    last = w.shape[0] - 1
+    for tile in range(first, stop):
+        g = tile * STREAMS
         acc = zero_one()
         for r in range(w.shape[1]):
             for run in range(runs):
-                acc = add_run(acc, w, g, r, run, table, zero, codes, scale, sums, 0)
-        simd.store(out, column + 16 * g, 0, acc)
+                acc = add_run_one(acc, w, g, last, r, run, table, zero, codes, scale, sums, 0)
+        simd.store_rows(out, column + 16 * g, 16, column + 16 * last, acc)
 
 
 @kernel()
 def one(state, w, runs, table, zero, x, codes, scale, sums, out, column):
     """out[0, column:] = x Wᵀ for one token; w (groups, records) of `runs` runs, x f32 (1, cols), out f32."""
     quantize_row(x, codes, scale, sums, 0)
-    units = unit_count(state, w)
+    units = unit_count(state, w, -(-w.shape[0] // STREAMS))
     job = pool.job(one_unit, (units, w, runs, table, zero, codes, scale, sums, out, column))
     pool.run(state, units, job)
 
@@ -193,13 +256,13 @@ def one(state, w, runs, table, zero, x, codes, scale, sums, out, column):
 @njit(nogil=True)
 def many_unit(unit, units, w, runs, table, zero, codes, scale, sums, out, column):
     """The rows of a unit, for all tokens."""
-    first, stop = unit_groups(unit, units, w.shape[0])
+    first, stop = share(unit, units, w.shape[0])
     for g in range(first, stop):
         for t in range(0, out.shape[0], TOKENS):
             acc = zero_many()
             for r in range(w.shape[1]):
                 for run in range(runs):
-                    acc = add_run(acc, w, g, r, run, table, zero, codes, scale, sums, t)
+                    acc = add_run_many(acc, w, g, g, r, run, table, zero, codes, scale, sums, t)
             simd.store(out, t * out.shape[1] + column + 16 * g, out.shape[1], acc)
 
 
@@ -207,7 +270,7 @@ def many_unit(unit, units, w, runs, table, zero, codes, scale, sums, out, column
 def many(state, w, runs, table, zero, x, codes, scale, sums, out, column):
     """out[:n, column:] = x Wᵀ for n tokens; codes, scale, sums and out have whole tiles of TOKENS rows."""
     pool.run(state, out.shape[0] // TOKENS, pool.job(quantize_tokens, (x, codes, scale, sums)))
-    units = unit_count(state, w)
+    units = unit_count(state, w, w.shape[0])
     job = pool.job(many_unit, (units, w, runs, table, zero, codes, scale, sums, out, column))
     pool.run(state, units, job)
 
@@ -216,24 +279,21 @@ def many(state, w, runs, table, zero, x, codes, scale, sums, out, column):
 def one_float_unit(unit, units, w, x, out, column):
     """The rows of a unit, for one token."""
     cols = w.shape[1]
-    first, stop = unit_groups(unit, units, w.shape[0])
-    for g in range(first, stop):
-        a, b, c, d = zero_one(), zero_one(), zero_one(), zero_one()
-        for k in range(0, cols - 3, 4):  # four sums, because one would wait for its own last addition
-            at = (g * cols + k) * 16
-            a = simd.outer(a, simd.load(w, at), x, k, 0)
-            b = simd.outer(b, simd.load(w, at + 16), x, k + 1, 0)
-            c = simd.outer(c, simd.load(w, at + 32), x, k + 2, 0)
-            d = simd.outer(d, simd.load(w, at + 48), x, k + 3, 0)
-        for k in range(cols // 4 * 4, cols):
-            a = simd.outer(a, simd.load(w, (g * cols + k) * 16), x, k, 0)
-        simd.store(out, column + 16 * g, 0, simd.add(simd.add(a, b), simd.add(c, d)))
+    first, stop = share(unit, units, -(-w.shape[0] // STREAMS))
+    last = w.shape[0] - 1
+    for tile in range(first, stop):
+        g = tile * STREAMS
+        acc = zero_one()
+        for k in range(cols):
+            rows = simd.load_rows(w, (g * cols + k) * 16, cols * 16, (last * cols + k) * 16, acc)
+            acc = simd.fma(acc, rows, simd.splat(x[0, k]))
+        simd.store_rows(out, column + 16 * g, 16, column + 16 * last, acc)
 
 
 @kernel()
 def one_float(state, w, x, out, column):
     """out[0, column:] = x Wᵀ for one token; w (groups, cols, 16), as `simd.kernel_view` has floats, x f32."""
-    units = unit_count(state, w)
+    units = unit_count(state, w, -(-w.shape[0] // STREAMS))
     pool.run(state, units, pool.job(one_float_unit, (units, w, x, out, column)))
 
 
@@ -241,7 +301,7 @@ def one_float(state, w, x, out, column):
 def many_float_unit(unit, units, w, x, out, column):
     """The rows of a unit, for all tokens."""
     cols = w.shape[1]
-    first, stop = unit_groups(unit, units, w.shape[0])
+    first, stop = share(unit, units, w.shape[0])
     for g in range(first, stop):
         for t in range(0, out.shape[0], TOKENS):
             acc = zero_many()
@@ -253,5 +313,5 @@ def many_float_unit(unit, units, w, x, out, column):
 @kernel()
 def many_float(state, w, x, out, column):
     """out[:, column:] = x Wᵀ; x and out have whole tiles of TOKENS rows."""
-    units = unit_count(state, w)
+    units = unit_count(state, w, w.shape[0])
     pool.run(state, units, pool.job(many_float_unit, (units, w, x, out, column)))

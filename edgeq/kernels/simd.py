@@ -135,6 +135,14 @@ def _store(builder, base, offset, value):
     builder.store(value, builder.bitcast(builder.gep(base, [offset]), value.type.as_pointer()), align=1)
 
 
+def _prefetch(builder, base, offset):
+    """Ask for the cache line at a byte offset; it need not exist."""
+    read, keep, data = I32(0), I32(3), I32(1)
+    kind = ir.FunctionType(ir.VoidType(), [base.type, I32, I32, I32])
+    f = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+    builder.call(f, [builder.gep(base, [offset]), read, keep, data])
+
+
 def _fma(builder, acc, a, b):
     return builder.fadd(builder.fmul(a, b, flags=CONTRACT), acc, flags=CONTRACT)
 
@@ -378,19 +386,43 @@ def store_one(typing, array, index, value):
     return types.void(array, index, types.float32), code
 
 
+def _strided(context, builder, types_, args, count, itemsize):
+    """Byte offsets of `count` vectors, one every `stride` elements from `index` on, and none past `last`."""
+    index, stride, last = (context.cast(builder, a, t, types.intp) for a, t in zip(args, types_, strict=True))
+    for i in range(count):
+        at = builder.add(index, builder.mul(stride, I64(i)))
+        if i:
+            at = builder.select(builder.icmp_signed("<", at, last), at, last)
+        yield builder.mul(at, I64(itemsize))
+
+
 @intrinsic
-def load_rows(typing, array, index, stride, like):
-    """A tile shaped as `like`: vector i is the sixteen float32 from `index + i * stride` on."""
+def load_rows(typing, array, index, stride, last, like):
+    """A tile shaped as `like`: vector i is the sixteen elements from `index + i * stride` on, as float32; the
+    ones at `last` stand for those further on.
+    """
+    dtype = np.dtype(str(array.dtype))
 
     def code(context, builder, sig, args):
         base = _data(context, builder, array, args[0])
-        index, stride = (context.cast(builder, args[i], sig.args[i], types.intp) for i in (1, 2))
-        offsets = [
-            builder.mul(builder.add(index, builder.mul(stride, I64(i))), I64(4)) for i in range(like.count)
-        ]
-        return _tile(builder, [_load_f32(builder, base, o, np.float32) for o in offsets])
+        offsets = _strided(context, builder, sig.args[1:4], args[1:4], like.count, dtype.itemsize)
+        return _tile(builder, [_load_f32(builder, base, at, dtype) for at in offsets])
 
-    return like(array, index, stride, like), code
+    return like(array, index, stride, last, like), code
+
+
+@intrinsic
+def store_rows(typing, array, index, stride, last, tile):
+    """Store what `load_rows` loads; array float32. Vectors past `last` must equal the one there."""
+
+    def code(context, builder, sig, args):
+        base = _data(context, builder, array, args[0])
+        offsets = _strided(context, builder, sig.args[1:4], args[1:4], tile.count, 4)
+        for at, v in zip(offsets, _vectors(builder, args[4]), strict=True):
+            _store(builder, base, at, v)
+        return context.get_dummy_value()
+
+    return types.void(array, index, stride, last, tile), code
 
 
 @intrinsic
