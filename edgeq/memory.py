@@ -41,7 +41,7 @@ def estimate(c: config.Config, tensors: Mapping[str, Tensor], *, backend: str, c
         weights = sum(t.rows * t.cols * 4 for t in matrices)
     else:
         weights = sum(t.nbytes for t in matrices)
-    item = np.dtype(kernels.backend(backend).CACHE_DTYPE).itemsize
+    item = {"f32": 4, "f16": 2}[kernels.backend(backend).CACHE_TYPE]
     widths = 3 * c.dim + 2 * (c.heads + 2 * c.kv_heads) * c.head_dim + 3 * c.ffn
     return Estimate(weights, c.cache_bytes(ctx, item), PROGRAM + 4 * (arch.CHUNK * widths + 2 * c.vocab_size))
 

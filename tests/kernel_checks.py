@@ -56,12 +56,14 @@ def check_attention(
     norms: bool = False,
     interleaved: bool = False,
     dims: int | None = None,
+    kind: str | None = None,
+    tolerance: float = 4e-3,
 ) -> None:
     """The compiled attention agrees with the NumPy one, over the same past."""
     table = rope(before + n, dims or head_dim, 10000.0, interleaved=interleaved)
-    dtype = numba_backend.CACHE_DTYPE
-    caches = [KVCache(before + n, kv_heads, head_dim, [table], d) for d in (dtype, np.float32)]
-    past = [rng.standard_normal((before, kv_heads, head_dim)).astype(dtype) for _ in range(2)]
+    kinds = kind or numba_backend.CACHE_TYPE, "f32"
+    caches = [KVCache(before + n, kv_heads, head_dim, [table], k, k) for k in kinds]
+    past = [rng.standard_normal((before, kv_heads, head_dim)).astype(np.float32) for _ in range(2)]
     for cache in caches:
         cache.tokens = [0] * (before + n)
         cache.write(0, 0, *past)
@@ -70,9 +72,9 @@ def check_attention(
     qkv = rng.standard_normal((n, (heads + 2 * kv_heads) * head_dim)).astype(np.float32)
     got = numba_backend.attention(qkv, [caches[0]], 0, spec)
     want = numpy_backend.attention(qkv, [caches[1]], 0, spec)
-    np.testing.assert_allclose(got, want, atol=4e-3)
+    np.testing.assert_allclose(got, want, atol=tolerance)
     np.testing.assert_allclose(
-        caches[0].read_keys(0, before + n), caches[1].read_keys(0, before + n), atol=4e-3
+        caches[0].read_keys(0, before + n), caches[1].read_keys(0, before + n), atol=tolerance
     )
 
 

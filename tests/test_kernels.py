@@ -13,7 +13,10 @@ from matrices import random_lanes, random_tensor
 
 from edgeq import formats
 from edgeq.kernels import activations, jit, matmul, numba_backend, simd
+from edgeq.kernels.cache import KVCache
+from edgeq.kernels.heads import Heads
 from edgeq.kernels.jit import kernel
+from edgeq.kernels.rope import rope
 
 THREADS = 4  # more than the cores of a small machine: threads must not be needed to run at once
 
@@ -173,6 +176,33 @@ def test_attention_of_one_token_to_a_long_past_is_shared_out():
     rng = np.random.default_rng(11)
     kernel_checks.check_attention(rng, heads=9, kv_heads=3, head_dim=64, before=5000, n=1)
     kernel_checks.check_attention(rng, heads=4, kv_heads=1, head_dim=32, before=3000, n=1, window=1024)
+
+
+@pytest.mark.parametrize("n", [1, 40])
+def test_attention_over_a_cache_of_q8_0(n):
+    rng = np.random.default_rng(12)
+    for head_dim in (32, 96):
+        kernel_checks.check_attention(
+            rng, heads=6, kv_heads=2, head_dim=head_dim, before=300, n=n, kind="q8_0", tolerance=0.03
+        )
+
+
+@pytest.mark.parametrize("window", [0, 300])
+def test_attention_of_a_token_does_not_depend_on_its_company(window):
+    rng = np.random.default_rng(13)
+    spec = Heads(6, 2, 48, 0.2, window)
+    qkv = rng.standard_normal((700, 10 * 48)).astype(np.float32)
+    results = []
+    for pieces in ([700], [1] * 700, [17, 3, 16, 500, 100, 1, 1, 2, 60]):
+        cache = KVCache(1024, 2, 48, [rope(1024, 48, 10000.0, interleaved=True)])
+        at, out = 0, []
+        for n in pieces:
+            cache.tokens.extend([0] * n)
+            out.append(numba_backend.attention(qkv[at : at + n], [cache], 0, spec))
+            at += n
+        results.append(np.concatenate(out))
+    for other in results[1:]:
+        np.testing.assert_array_equal(results[0], other)
 
 
 def test_gates_and_norms():

@@ -55,7 +55,8 @@ class Model:
     def new_cache(self, capacity: int) -> KVCache:
         """An empty cache for a sequence of up to `capacity` tokens."""
         c = self.config
-        return KVCache(capacity, c.kv_heads, c.head_dim, self.network.ropes(capacity), self.ops.CACHE_DTYPE)
+        kind = self.ops.CACHE_TYPE
+        return KVCache(capacity, c.kv_heads, c.head_dim, self.network.ropes(capacity), kind, kind)
 
     def __call__(
         self, ids: Sequence[int], cache: KVCache, logits: Literal["last", "all"] = "last"

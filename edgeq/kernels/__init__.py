@@ -12,7 +12,7 @@ A backend is a module with
     gated(gate_up, activation)     silu(gate) * up, or gelu(gate) * up
     ready(progress)                compile what the above will run
     computing(threads)             a context in which that many threads compute
-    CACHE_DTYPE                    element type of the key/value cache
+    CACHE_TYPE                     element type of the key/value cache
 """
 
 import importlib

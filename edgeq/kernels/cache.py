@@ -5,6 +5,12 @@
 
 so that neither the scores (q · k) nor the weighted sum of values ever adds across lanes. Keys are stored
 turned by their position (see rope.py), and forgetting tokens in the middle turns the later ones back.
+
+Elements are float32, float16 or "q8_0": then 32 dimensions of a position share a float16 scale, and the
+arrays hold records of them,
+
+    keys    (kv_heads, blocks, head_dim / 32)         scale f16 (16,), codes int8 (32, 16)
+    values  (kv_heads, blocks * 16, head_dim / 32)    scale f16, codes int8 (32,)
 """
 
 from collections.abc import Sequence
@@ -13,34 +19,57 @@ import numpy as np
 
 from .rope import Rope, rotate
 
-LANES = 16
+LANES, GROUP = 16, 32
+BLOCKS = 4  # that kernels may read at once: there are whole fours of them
+Q8_KEYS = np.dtype([("scale", "<f2", LANES), ("codes", "i1", (GROUP, LANES))])
+Q8_VALUES = np.dtype([("scale", "<f2"), ("codes", "i1", GROUP)])
+TYPES = {"f32": np.dtype("<f4"), "f16": np.dtype("<f2"), "q8_0": None}
 
 
 class KVCache:
     """Keys and values of up to `capacity` tokens, for one sequence.
+
+    Parameters
+    ----------
+    capacity : most tokens.
+    kv_heads, head_dim : of every layer.
+    ropes : the angles that each layer's keys are turned by.
+    key_type, value_type : "f32", "f16" or "q8_0" (which needs a head_dim that is a multiple of 32).
 
     Attributes
     ----------
     length : tokens held.
     tokens : their ids.
     keys, values : one array a layer, as drawn above.
-    ropes : the angles that each layer's keys were turned by.
+    types : of keys and values, as given.
+    starts : int64 (1,): tokens before those that are being computed, where the kernels look for it.
     """
 
     def __init__(
-        self, capacity: int, kv_heads: int, head_dim: int, ropes: Sequence[Rope], dtype: type
+        self,
+        capacity: int,
+        kv_heads: int,
+        head_dim: int,
+        ropes: Sequence[Rope],
+        key_type: str = "f16",
+        value_type: str = "f16",
     ) -> None:
-        blocks = -(-capacity // LANES)
-        self.capacity, self.ropes = capacity, ropes
+        if "q8_0" in (key_type, value_type) and head_dim % GROUP:
+            raise ValueError(
+                f"a cache of q8_0 needs heads of a multiple of {GROUP} numbers, found {head_dim}"
+            )
+        blocks = -(-capacity // (LANES * BLOCKS)) * BLOCKS
+        self.capacity, self.ropes, self.head_dim = capacity, ropes, head_dim
+        self.types = key_type, value_type
         self.tokens: list[int] = []
-        self.keys = [np.zeros((kv_heads, blocks, head_dim, LANES), dtype) for _ in ropes]
+        self.starts = np.zeros(1, np.int64)
         width = -(-head_dim // LANES) * LANES
-        self.values = [np.zeros((kv_heads, blocks * LANES, width), dtype) for _ in ropes]
-        # the same memory as kernels take it: Numba on the CPU has no float16
-        self.kernel_keys, self.kernel_values = (
-            [a.view(np.int16) if dtype == np.float16 else a for a in arrays]
-            for arrays in (self.keys, self.values)
-        )
+        groups = head_dim // GROUP
+        keys, values = TYPES[key_type], TYPES[value_type]
+        key_shape = (kv_heads, blocks, groups) if keys is None else (kv_heads, blocks, head_dim, LANES)
+        value_shape = (kv_heads, blocks * LANES, groups if values is None else width)
+        self.keys = [np.zeros(key_shape, keys or Q8_KEYS) for _ in ropes]
+        self.values = [np.zeros(value_shape, values or Q8_VALUES) for _ in ropes]
 
     @property
     def length(self) -> int:
@@ -54,14 +83,36 @@ class KVCache:
 
     def read_keys(self, layer: int, stop: int) -> np.ndarray:
         """Keys of the positions before `stop`, (kv_heads, stop, head_dim)."""
-        blocks = self.keys[layer][:, : -(-stop // LANES)]
-        return blocks.swapaxes(2, 3).reshape(len(blocks), -1, blocks.shape[2])[:, :stop]
+        keys = self.keys[layer][:, : -(-stop // LANES)]
+        if keys.dtype == Q8_KEYS:
+            keys = keys["codes"] * keys["scale"].astype(np.float32)[:, :, :, None]
+            keys = keys.reshape(*keys.shape[:2], self.head_dim, LANES)
+        return keys.swapaxes(2, 3).reshape(len(keys), -1, self.head_dim)[:, :stop]
+
+    def read_values(self, layer: int, stop: int) -> np.ndarray:
+        """Values of the positions before `stop`, (kv_heads, stop, head_dim)."""
+        values = self.values[layer][:, :stop]
+        if values.dtype == Q8_VALUES:
+            values = values["codes"] * values["scale"].astype(np.float32)[..., None]
+            values = values.reshape(*values.shape[:2], self.head_dim)
+        return values[..., : self.head_dim]
 
     def write(self, layer: int, start: int, keys: np.ndarray, values: np.ndarray) -> None:
         """Store keys and values (n, kv_heads, head_dim) of the positions start .. start + n - 1."""
         at = np.arange(start, start + len(keys))
-        self.keys[layer][:, at // LANES, :, at % LANES] = keys
-        self.values[layer][:, at, : values.shape[2]] = values.swapaxes(0, 1)
+        to_keys, to_values = self.keys[layer], self.values[layer]
+        if to_keys.dtype == Q8_KEYS:
+            scale, codes = _quantize(keys)
+            to_keys["scale"][:, at // LANES, :, at % LANES] = scale
+            to_keys["codes"][:, at // LANES, :, :, at % LANES] = codes
+        else:
+            to_keys[:, at // LANES, :, at % LANES] = keys
+        if to_values.dtype == Q8_VALUES:
+            scale, codes = _quantize(values)
+            to_values["scale"][:, at] = scale.swapaxes(0, 1)
+            to_values["codes"][:, at] = codes.swapaxes(0, 1)
+        else:
+            to_values[:, at, : self.head_dim] = values.swapaxes(0, 1)
 
     def truncate(self, length: int) -> None:
         """Forget every token from position `length` on."""
@@ -82,5 +133,16 @@ class KVCache:
             n = len(keys)
             cos, sin = (np.broadcast_to(a[drop], (n, a.shape[1])) for a in (rope.cos, rope.sin))
             keys = rotate(keys, cos, -sin, rope.interleaved)
-            self.write(layer, keep, keys, self.values[layer][:, moved].swapaxes(0, 1).copy())
+            values = self.read_values(layer, self.length)[:, moved].swapaxes(0, 1)
+            self.write(layer, keep, keys, values.copy())
         del self.tokens[keep : keep + drop]
+
+
+def _quantize(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """x float32 (n, heads, head_dim) -> scales (n, heads, groups), codes int8 (n, heads, groups, 32): ggml's
+    q8_0.
+    """
+    x = x.astype(np.float32).reshape(*x.shape[:2], -1, GROUP)
+    scale = np.abs(x).max(axis=-1) / np.float32(127)
+    inverse = np.divide(1, scale, out=np.zeros_like(scale), where=scale > 0)
+    return scale, np.rint(x * inverse[..., None]).astype(np.int8)

@@ -1,6 +1,7 @@
 """The forward pass on compiled kernels: integer products on prepared lanes, a float16 cache."""
 
 from collections.abc import Callable, Sequence
+from functools import cache
 
 import numpy as np
 
@@ -14,16 +15,15 @@ from .jit import Entry, Progress, compile_all
 from .lanes import PLANE_BYTES, ROWS, RUN, Lanes, prepare
 from .matmul import TOKENS
 from .pool import computing as computing
+from .rope import rope
 from .simd import kernel_view
 
-CACHE_DTYPE = np.float16 if simd.PATH.half else np.float32
+CACHE_TYPE = "f16" if simd.PATH.half else "f32"
 # kernels that the prepared matrices will run, and those that every model runs
 WANTED: set[Entry] = set()
 EMPTY = np.zeros(0, np.float32)
 # fewer tokens than this take 16-bit activations (see activations.py)
 FINE_TOKENS = 128
-# decoding one token shares each head's positions out in pieces of at least this many
-SHARE, MOST_SHARES = 256, 16
 
 
 class Product:
@@ -136,31 +136,38 @@ def rms_norm(x: np.ndarray, weight: np.ndarray, eps: float) -> np.ndarray:
 
 def attention(qkv: np.ndarray, caches: Sequence[KVCache], layer: int, heads: Heads) -> np.ndarray:
     """Attend from new tokens to themselves and all before them, and store their keys and values."""
-    if len(caches) == 1:
-        return _attend(qkv, caches[0], layer, heads)
-    parts = np.split(qkv, len(caches))
-    return np.concatenate([_attend(part, c, layer, heads) for part, c in zip(parts, caches, strict=True)])
+    n = len(qkv) // len(caches)
+    out = np.empty((len(qkv), heads.heads, heads.head_dim), np.float32)
+    for i, sequence in enumerate(caches):
+        part = slice(i * n, i * n + n)
+        arguments = attention_arguments(qkv[part], sequence, layer, heads, out[part])
+        attention_entry(*sequence.types)(*arguments)
+    return out.reshape(len(qkv), -1)
 
 
-def _attend(qkv: np.ndarray, cache: KVCache, layer: int, heads: Heads) -> np.ndarray:
-    """`attention` of one sequence."""
-    n, end = len(qkv), cache.length
-    rope = cache.ropes[layer]
-    keys, values = cache.kernel_keys[layer], cache.kernel_values[layer]
-    tiles = -(-n * heads.heads // heads.kv_heads // attention_kernel.ROWS)
-    seen = min(end, heads.window or end)
-    shares = max(1, min(MOST_SHARES, seen // SHARE)) if n == 1 else 1
-    units = heads.kv_heads * tiles * shares
-    out = np.empty((n, heads.heads, heads.head_dim), np.float32)
-    attention_kernel.attention(
-        pool.state(), qkv.reshape(-1), keys, values, rope.cos, rope.sin, rope.interleaved,
-        EMPTY if heads.q_norm is None else heads.q_norm, EMPTY if heads.k_norm is None else heads.k_norm,
-        np.float32(heads.eps), np.float32(heads.scale), heads.window, end - n, shares, np.empty_like(out),
-        np.empty((units, attention_kernel.ROWS, values.shape[2]), np.float32),
-        np.empty((units, attention_kernel.ROWS), np.float32),
-        np.empty((units, attention_kernel.ROWS), np.float32), out,
+def attention_arguments(
+    qkv: np.ndarray, sequence: KVCache, layer: int, heads: Heads, out: np.ndarray
+) -> tuple[object, ...]:
+    """What the kernel takes, for the new tokens of one sequence."""
+    turn = sequence.ropes[layer]
+    sequence.starts[0] = sequence.length - len(qkv)
+    shape = attention_kernel.scratch(len(qkv), heads, sequence.capacity)
+    keys, values = kernel_view(sequence.keys[layer]), kernel_view(sequence.values[layer])
+    q_norm, k_norm = (EMPTY if norm is None else norm for norm in (heads.q_norm, heads.k_norm))
+    return (
+        pool.state(), qkv.reshape(-1), keys, values, turn.cos, turn.sin, turn.interleaved, q_norm, k_norm,
+        np.float32(heads.eps), np.float32(heads.scale), heads.window, sequence.starts, np.empty_like(out),
+        np.empty(shape, np.float32), np.empty(shape[:2], np.float32), np.empty(shape[:2], np.float32), out,
     )  # fmt: skip
-    return out.reshape(n, -1)
+
+
+@cache
+def attention_entry(key_type: str, value_type: str) -> Entry:
+    """The kernel for caches of these types."""
+    tiny = KVCache(1, 1, RUN, [rope(1, 2, 1.0, interleaved=True)], key_type, value_type)
+    tiny.tokens.append(0)
+    qkv, out = np.zeros((1, 3 * RUN), np.float32), np.zeros((1, 1, RUN), np.float32)
+    return attention_kernel.attention.entry(*attention_arguments(qkv, tiny, 0, Heads(1, 1, RUN, 1.0), out))
 
 
 def gated(gate_up: np.ndarray, activation: str) -> np.ndarray:
@@ -176,7 +183,7 @@ def ready(progress: Progress | None) -> None:
     common = (
         pool.work.fixed,
         norm.rms_norm.fixed,
-        attention_kernel.attention.fixed,
+        attention_entry(CACHE_TYPE, CACHE_TYPE),
         gate.silu_gate.fixed,
         gate.gelu_gate.fixed,
     )

@@ -13,7 +13,7 @@ from .cache import KVCache
 from .heads import Heads
 from .rope import rotate
 
-CACHE_DTYPE = np.float32
+CACHE_TYPE = "f32"
 
 
 class Linear:
@@ -79,7 +79,7 @@ def _attend(qkv: np.ndarray, cache: KVCache, layer: int, heads: Heads) -> np.nda
     if heads.window:
         seen &= np.arange(end) > position - heads.window
     weights = softmax(np.where(seen, scores, -np.inf))
-    y = weights @ cache.values[layer][:, :end, : heads.head_dim]
+    y = weights @ cache.read_values(layer, end)
     return y.reshape(heads.kv_heads, n, group, -1).transpose(1, 0, 2, 3).reshape(n, -1)
 
 

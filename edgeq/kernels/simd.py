@@ -1,8 +1,8 @@
 """Vector types for Numba, so that kernel code reads as vector code.
 
-A Tile is `count` vectors of sixteen lanes, held in registers: the sixteen lanes are sixteen output rows (or
-sixteen positions, or sixteen dimensions), and the vectors of a tile are tokens that share what was loaded for
-those rows. Operations are LLVM IR, written with llvmlite's builder inside `@intrinsic`; a tile is an array of
+A Tile is rows of vectors of sixteen lanes, held in registers: the sixteen lanes are sixteen output rows (or
+sixteen positions, or sixteen dimensions), and the rows of a tile are tokens that share what was loaded for
+those. Operations are LLVM IR, written with llvmlite's builder inside `@intrinsic`; a tile is an array of
 vectors to LLVM, which its optimizer takes apart into registers.
 
 Functions with a leading underscore build IR and are called by other builders; the others are called from
@@ -29,11 +29,11 @@ CONTRACT = ("contract",)  # a product and a sum may become one fused instruction
 
 
 class Tile(types.Type):
-    """`count` vectors of sixteen i32 or f32."""
+    """`rows` times `cols` vectors of sixteen i32 or f32; vector r * cols + c is column c of row r."""
 
-    def __init__(self, elem: str, count: int) -> None:
-        self.elem, self.count = elem, count
-        super().__init__(name=f"Tile({elem} x 16 x {count})")
+    def __init__(self, elem: str, rows: int, cols: int = 1) -> None:
+        self.elem, self.rows, self.cols, self.count = elem, rows, cols, rows * cols
+        super().__init__(name=f"Tile({elem} x 16 x {rows} x {cols})")
 
     @property
     def vector(self) -> ir.VectorType:
@@ -261,13 +261,14 @@ def _exp(builder, x):
 # ---- what kernels call
 
 
-def make_zero(count):
+def make_zero(rows, cols=1):
     """A function that gives a float32 tile of zeros."""
-    tile = Tile("f32", count)
+    tile = Tile("f32", rows, cols)
 
     @intrinsic
     def zero(typing):
-        return tile(), lambda context, builder, sig, args: ir.Constant(ir.ArrayType(tile.vector, count), None)
+        nothing = ir.Constant(ir.ArrayType(tile.vector, tile.count), None)
+        return tile(), lambda context, builder, sig, args: nothing
 
     return zero
 
@@ -276,8 +277,8 @@ def _elementwise(build):
     """An operation on tiles, vector by vector; a tile of one combines with every vector of the others."""
 
     def types_and_code(*tiles):
-        count = max(t.count for t in tiles)
-        out = Tile("f32", count)
+        out = max(tiles, key=lambda t: t.count)
+        count = out.count
 
         def code(context, builder, sig, args):
             columns = zip(*(_vectors(builder, a, count) for a in args), strict=True)
@@ -354,16 +355,15 @@ def load(typing, array, index):
 
 @intrinsic
 def store(typing, array, index, stride, tile):
-    """Vector i of the tile into the elements from `index + i * stride` on; array float32, or float16 as
-    int16.
-    """
+    """Row r of the tile into the elements from `index + r * stride` on; array float32, or f16 as int16."""
     half = array.dtype == types.int16
 
     def code(context, builder, sig, args):
         base = _data(context, builder, array, args[0])
         index, stride = (context.cast(builder, args[i], sig.args[i], types.intp) for i in (1, 2))
         for i, v in enumerate(_vectors(builder, args[3])):
-            at = builder.add(index, builder.mul(stride, I64(i)))
+            r, c = divmod(i, tile.cols)
+            at = builder.add(index, builder.add(builder.mul(stride, I64(r)), I64(LANES * c)))
             v = builder.fptrunc(v, ir.VectorType(F16, LANES)) if half else v
             _store(builder, base, builder.mul(at, I64(2 if half else 4)), v)
         return context.get_dummy_value()
@@ -386,26 +386,27 @@ def store_one(typing, array, index, value):
     return types.void(array, index, types.float32), code
 
 
-def _strided(context, builder, types_, args, count, itemsize):
-    """Byte offsets of `count` vectors, one every `stride` elements from `index` on, and none past `last`."""
-    index, stride, last = (context.cast(builder, a, t, types.intp) for a, t in zip(args, types_, strict=True))
-    for i in range(count):
-        at = builder.add(index, builder.mul(stride, I64(i)))
-        if i:
+def _strided(context, builder, ints, args, tile, itemsize):
+    """Byte offsets of a tile's vectors: a row each `stride` elements from `index` on, none past `last`."""
+    index, stride, last = (context.cast(builder, a, t, types.intp) for a, t in zip(args, ints, strict=True))
+    for r in range(tile.rows):
+        at = builder.add(index, builder.mul(stride, I64(r)))
+        if r:
             at = builder.select(builder.icmp_signed("<", at, last), at, last)
-        yield builder.mul(at, I64(itemsize))
+        for c in range(tile.cols):
+            yield builder.mul(builder.add(at, I64(LANES * c)), I64(itemsize))
 
 
 @intrinsic
 def load_rows(typing, array, index, stride, last, like):
-    """A tile shaped as `like`: vector i is the sixteen elements from `index + i * stride` on, as float32; the
-    ones at `last` stand for those further on.
+    """A tile shaped as `like`: row r is the elements from `index + r * stride` on, as float32; the row at
+    `last` stands for those further on.
     """
     dtype = np.dtype(str(array.dtype))
 
     def code(context, builder, sig, args):
         base = _data(context, builder, array, args[0])
-        offsets = _strided(context, builder, sig.args[1:4], args[1:4], like.count, dtype.itemsize)
+        offsets = _strided(context, builder, sig.args[1:4], args[1:4], like, dtype.itemsize)
         return _tile(builder, [_load_f32(builder, base, at, dtype) for at in offsets])
 
     return like(array, index, stride, last, like), code
@@ -413,11 +414,11 @@ def load_rows(typing, array, index, stride, last, like):
 
 @intrinsic
 def store_rows(typing, array, index, stride, last, tile):
-    """Store what `load_rows` loads; array float32. Vectors past `last` must equal the one there."""
+    """Store what `load_rows` loads; array float32. Rows past `last` must equal the one there."""
 
     def code(context, builder, sig, args):
         base = _data(context, builder, array, args[0])
-        offsets = _strided(context, builder, sig.args[1:4], args[1:4], tile.count, 4)
+        offsets = _strided(context, builder, sig.args[1:4], args[1:4], tile, 4)
         for at, v in zip(offsets, _vectors(builder, args[4]), strict=True):
             _store(builder, base, at, v)
         return context.get_dummy_value()
@@ -425,18 +426,51 @@ def store_rows(typing, array, index, stride, last, tile):
     return types.void(array, index, stride, last, tile), code
 
 
+@intrinsic(prefer_literal=True)
+def load_field(typing, records, index, field, element):
+    """Sixteen numbers of an array in record `index`, from `element` on, as float32."""
+    name, kind = field.literal_value, records.dtype.typeof(field.literal_value).dtype
+
+    def code(context, builder, sig, args):
+        index, element = (context.cast(builder, args[i], sig.args[i], types.intp) for i in (1, 3))
+        at = builder.add(builder.mul(index, I64(records.dtype.size)), I64(records.dtype.offset(name)))
+        at = builder.add(at, builder.mul(element, I64(kind.bitwidth // 8)))
+        return _tile(builder, [_load_f32(builder, _data(context, builder, records, args[0]), at, kind)])
+
+    return Tile("f32", 1)(records, index, field, element), code
+
+
+@intrinsic
+def to_half(typing, value):
+    """A float32 as float16, in the bits of an int16."""
+    code = lambda c, builder, sig, args: builder.bitcast(builder.fptrunc(args[0], F16), I16)  # noqa: E731
+    return types.int16(types.float32), code
+
+
+@intrinsic
+def from_half(typing, bits):
+    """The float32 of a float16 in the bits of an int16."""
+
+    def code(context, builder, sig, args):
+        lanes = _splat(builder, builder.bitcast(args[0], F16))
+        return builder.extract_element(_widen(builder, lanes), I32(0))
+
+    return types.float32(types.int16), code
+
+
 @intrinsic
 def outer(typing, acc, v, array, index, stride):
-    """acc[i] + v * array[index + i * stride]: the rows in v's lanes times the number of each token."""
+    """acc[r, c] + v[0, c] * array[index + r * stride]: what is in v's lanes times the number of each row."""
 
     def code(context, builder, sig, args):
         base = _data(context, builder, array, args[2])
         index, stride = (context.cast(builder, args[i], sig.args[i], types.intp) for i in (3, 4))
-        (v,) = _vectors(builder, args[1])
-        out = []
-        for i, a in enumerate(_vectors(builder, args[0])):
-            at = builder.mul(builder.add(index, builder.mul(stride, I64(i))), I64(4))
-            out.append(_fma(builder, a, v, _splat(builder, _load(builder, base, at, F32))))
+        vectors, out = _vectors(builder, args[1]), _vectors(builder, args[0])
+        for r in range(acc.rows):
+            at = builder.mul(builder.add(index, builder.mul(stride, I64(r))), I64(4))
+            x = _splat(builder, _load(builder, base, at, F32))
+            for c, v in enumerate(vectors):
+                out[r * acc.cols + c] = _fma(builder, out[r * acc.cols + c], v, x)
         return _tile(builder, out)
 
     return acc(acc, v, array, index, stride), code
