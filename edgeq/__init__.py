@@ -10,6 +10,7 @@ from .errors import ContextFull, EdgeqError, FormatError, ModelNotFound
 
 if TYPE_CHECKING:
     from . import tokenizer
+    from .evaluate.perplexity import perplexity
     from .generate import Stream
     from .llm import LLM, load
 
@@ -22,10 +23,11 @@ __all__ = [
     "ModelNotFound",
     "Stream",
     "load",
+    "perplexity",
     "tokenizer",
 ]
 
-_HOME = {"LLM": ".llm", "Stream": ".generate", "load": ".llm"}
+_HOME = {"LLM": ".llm", "Stream": ".generate", "load": ".llm", "perplexity": ".evaluate.perplexity"}
 
 
 def __getattr__(name: str) -> Any:

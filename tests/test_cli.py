@@ -3,6 +3,7 @@
 import inspect
 import io
 import json
+import re
 import select
 import signal
 import subprocess
@@ -275,6 +276,21 @@ def test_progress_shows_what_takes_long(
         report("longer", 1 << 20, 3 << 20)
         time.sleep(0.2)
     assert capsys.readouterr() == ("", "long, 0 / 2 ...\nlonger, 1.0 / 3.0 MiB ...\n")
+
+
+def test_logs_tell_from_time_to_time(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(_console, "PATIENCE", 0.01)
+    monkeypatch.setattr(_console, "LOG_EVERY", 0.0)
+    with _console.progress() as report:
+        report("long", 0, 1000)
+        time.sleep(0.2)
+        report("long", 1, 1000, "PPL 2")
+        report("long", 1000, 1000, "PPL 3")
+    first, second = capsys.readouterr().err.splitlines()
+    assert first == "long, 0 / 1000 ..."
+    assert re.fullmatch(r"long, 1 / 1000, PPL 2, 0:0\d:\d\d left ...", second)
 
 
 def test_text_cannot_steer_the_terminal() -> None:

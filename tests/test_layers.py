@@ -17,7 +17,7 @@ LAYERS = [
     {"cli"},
     {"memory"},
     {"__init__", "llm"},
-    {"chat", "generate", "catalog", "template", "sample"},
+    {"chat", "evaluate", "generate", "catalog", "template", "sample"},
     {"fetch", "files", "hub", "sandbox", "tokenizer"},
     {"arch"},
     {"kernels"},

@@ -2,16 +2,23 @@
 
 import sys
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from datetime import timedelta
+from typing import Any, Protocol
 
 import click
 
-Progress = Callable[[str, int, int], None]
-
 PATIENCE = 0.5  # seconds that a stage may take before it is shown
+LOG_EVERY = 15.0  # seconds between lines about it where there is no terminal
 CONTROLS = {c: None for c in (*range(32), *range(127, 160)) if c not in b"\t\n"}
+
+
+class Progress(Protocol):
+    """What is told how far a stage has come, and if need be what it found so far."""
+
+    def __call__(self, stage: str, done: int, total: int, found: str = "") -> None: ...
 
 
 def printable(text: str) -> str:
@@ -34,13 +41,13 @@ def progress() -> Iterator[Progress]:
     """A callback (stage, done, total) that shows the stages that take a while."""
     shown: Stage | None = None
 
-    def report(name: str, done: int, total: int) -> None:
+    def report(stage: str, done: int, total: int, found: str = "") -> None:
         nonlocal shown
-        if shown is None or shown.name != name:
+        if shown is None or shown.name != stage:
             if shown is not None:
                 shown.close()
-            shown = Stage(name)
-        shown.update(done, total)
+            shown = Stage(stage)
+        shown.update(done, total, found)
 
     try:
         yield report
@@ -50,11 +57,13 @@ def progress() -> Iterator[Progress]:
 
 
 class Stage:
-    """Something that goes on: a bar on a terminal, a line in a log, nothing if it is over soon."""
+    """Something that goes on: a bar on a terminal, lines in a log, nothing if it is over soon."""
 
     def __init__(self, name: str) -> None:
-        self.name, self.done, self.total = name, 0, 0
+        self.name, self.done, self.total, self.found = name, 0, 0, ""
         self.bar: Any = None
+        self.start = time.monotonic()
+        self.logged = 0.0  # when the latest line was written
         self.lock = threading.Lock()
         # the stage itself may be silent for long: its first step can take seconds
         self.timer = threading.Timer(PATIENCE, self.show)
@@ -67,7 +76,7 @@ class Stage:
             if self.done >= self.total:
                 return
             if not sys.stderr.isatty():
-                note(f"{self.name}, {self.amount()} ...")
+                self.log()
                 return
             from rich.console import Console
             from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -77,12 +86,14 @@ class Stage:
             self.bar.add_task(self.name, completed=self.done, total=self.total, amount=self.amount())
             self.bar.start()
 
-    def update(self, done: int, total: int) -> None:
+    def update(self, done: int, total: int, found: str) -> None:
         """So far it has come."""
         with self.lock:
-            self.done, self.total = done, total
+            self.done, self.total, self.found = done, total, found
             if self.bar is not None:
                 self.bar.update(0, completed=done, total=total, amount=self.amount())
+            elif self.logged and done < total and time.monotonic() - self.logged > LOG_EVERY:
+                self.log()
         if done >= total:
             self.close()
 
@@ -95,11 +106,22 @@ class Stage:
                 self.bar.stop()
                 self.bar = None
 
+    def log(self) -> None:
+        """Write a line, for where there is no terminal."""
+        left = ""
+        if self.logged and self.done:
+            seconds = (time.monotonic() - self.start) * (self.total - self.done) / self.done
+            left = f", {timedelta(seconds=round(seconds))} left"
+        note(f"{self.name}, {self.amount()}{left} ...")
+        self.logged = time.monotonic()
+
     def amount(self) -> str:
-        """How much is done."""
+        """How much is done, and found."""
         if self.total > 1 << 20:
-            return f"{self.done / 2**20:.1f} / {self.total / 2**20:.1f} MiB"
-        return f"{self.done} / {self.total}"
+            amount = f"{self.done / 2**20:.1f} / {self.total / 2**20:.1f} MiB"
+        else:
+            amount = f"{self.done} / {self.total}"
+        return f"{amount}, {self.found}" if self.found else amount
 
 
 def table(*columns: str) -> Any:
