@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 import shutil
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -277,18 +278,14 @@ def run(*words: object) -> None:
     cli.edgeq.main(list(map(str, words)), standalone_mode=False)
 
 
-@pytest.fixture
-def words(shared: Path, stories260k: Path, tmp_path: Path) -> list[object]:
-    """A measurement of stories260k on a short text."""
-    text = (shared / "data" / "text" / "tinystories.txt").read_bytes()[:2000]
-    (tmp_path / "text").write_bytes(text.replace(b"\n", b"\r\n"))
-    return ["perplexity", "-m", stories260k, "-f", tmp_path / "text", "-c", 64, "--backend", "numpy"]
-
-
-def test_the_command(words: list[object], capsys: pytest.CaptureFixture[str]) -> None:
-    run(*words, "--base-backend", "numpy", "--chunks", 3)
+def test_the_command(
+    shared: Path, stories260k: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = (shared / "data" / "text" / "tinystories.txt").read_bytes()[:2000].replace(b"\n", b"\r\n")
+    (tmp_path / "text").write_bytes(text)
+    words = ["perplexity", "-m", stories260k, "-f", tmp_path / "text", "-c", 64, "--chunks", 3]
+    run(*words, "--backend", "numpy", "--base-backend", "numpy")
     out = capsys.readouterr().out
-    text = Path(str(words[4])).read_bytes()
     for shown in (
         hashlib.sha256(text).hexdigest(),
         "llama.cpp, 3 chunks of 64 tokens, tokens 33 to 63 of each scored, 93 in all, BOS: each chunk",
@@ -300,15 +297,31 @@ def test_the_command(words: list[object], capsys: pytest.CaptureFixture[str]) ->
     assert out.count("\n") == 5 + 2 + len(verb.LABELS)
 
 
+@pytest.fixture
+def words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """A measurement of a tiny model on TEXT."""
+    monkeypatch.setattr(verb, "open_model", lambda path, **options: nullcontext(tiny()))
+    (tmp_path / "text").write_text(TEXT, encoding="utf-8")
+    return ["perplexity", "-m", FOLDER / "arch" / "llama", "-f", tmp_path / "text", "-c", 20]
+
+
 def test_the_command_for_programs(words: list[object], capsys: pytest.CaptureFixture[str]) -> None:
-    run(*words, "--json", "--protocol", "gptq", "--chunks", 3, "--base", words[2])
+    run(*words, "--json", "--protocol", "gptq", "--chunks", 3, "--base", words[2], "--backend", "numpy")
     found = json.loads(capsys.readouterr().out)
     assert found["protocol"]["name"] == "gptq"
-    assert found["protocol"]["scored"] == 3 * 63
+    assert found["protocol"]["scored"] == 3 * 19
     assert found["estimates"]["kld_mean"] == {"value": 0, "error": 0}
     assert found["estimates"]["kld_maximum"] == {"value": 0, "error": None}
     assert list(found["estimates"]) == list(verb.LABELS)
     assert (found["model"], found["base_backend"]) == (str(words[2]), "numpy")
+
+
+def test_the_command_without_a_base(words: list[object], capsys: pytest.CaptureFixture[str]) -> None:
+    run(*words)
+    out = capsys.readouterr().out
+    assert "5 chunks of 20 tokens" in out
+    assert f"{edgeq.perplexity(tiny(), TEXT, ctx=20).perplexity.value:.6f}" in out
+    assert "base" not in out
 
 
 def test_ctrl_c_shows_what_was_measured(
@@ -325,8 +338,8 @@ def test_ctrl_c_shows_what_was_measured(
     with pytest.raises(click.Abort):
         run(*words)
     out, err = capsys.readouterr()
-    assert "2 chunks of 64 tokens" in out
-    assert "stopped after 2 of " in err
+    assert "2 chunks of 20 tokens" in out
+    assert "stopped after 2 of 5 chunks" in err
     monkeypatch.setattr(perplexity, "measure", pressed_after(0))
     with pytest.raises(click.Abort):
         run(*words)
@@ -334,8 +347,8 @@ def test_ctrl_c_shows_what_was_measured(
 
 
 def test_wrong_usage(words: list[object], tmp_path: Path) -> None:
-    with pytest.raises(click.UsageError, match="the model's own limit"):
-        run(*words, "-c", 0, "--protocol", "gptq")
+    with pytest.raises(click.UsageError, match="ctx is 4"):
+        run(*words, "-c", 4)
     (tmp_path / "text").write_bytes(b"caf\xe9")
     with pytest.raises(EdgeqError, match="not UTF-8: .* at byte 3"):
         run(*words)
