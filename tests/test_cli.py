@@ -20,9 +20,10 @@ import pytest
 from gguf_bytes import model as gguf_model
 
 import edgeq
-from edgeq import cli, files, memory
-from edgeq.cli import _console, _model, bench, chat, run
+from edgeq import cli, files, formats, memory
+from edgeq.cli import _bench_kernels, _console, _model, bench, chat, run
 from edgeq.errors import EdgeqError
+from edgeq.kernels import limits, simd
 from edgeq.sample import Sampling
 
 COMMAND = [sys.executable, "-m", "edgeq"]
@@ -103,7 +104,11 @@ def test_every_verb_has_help(typed: Typed) -> None:
         (["chat", "a", "-m", "b"], "twice"),
         (["bench", "-p", "1,x"], "1,x"),
         (["bench", "-d", "-1"], "less than 0"),
+        (["bench", "-b", "0"], "less than 1"),
         (["bench", "-p", "0", "-n", "0"], "nothing to measure"),
+        (["bench", "--formats", "q4_0"], "--formats needs --kernels"),
+        (["bench", "--kernels", "-m", "smollm2"], "-m does not go with --kernels"),
+        (["bench", "--kernels", "--formats", "q4_0,q9"], "unknown format 'q9'"),
         (["rm"], "MODEL"),
     ],
 )
@@ -370,6 +375,14 @@ def test_a_run_is_told_about(typed: Typed, smollm2_path: Path) -> None:
 
 
 @pytest.mark.model
+def test_guesses_are_told_about(typed: Typed, smollm2_path: Path) -> None:
+    words = ["run", "--raw", "a b c d e f a b c d e f a b c", "-n", 9, "--temp", 0]
+    plain, guessed = typed(*words), typed(*words, "--prompt-lookup", 4, "-v")
+    assert guessed.out == plain.out
+    assert re.search("prompt lookup: [1-9] of [1-9] guesses were right", guessed.err)
+
+
+@pytest.mark.model
 def test_the_same_seed_gives_the_same_text(typed: Typed, smollm2_path: Path) -> None:
     texts = [typed("run", "Hello", "-n", 8, "--temp", 2, "-s", seed).out for seed in (1, 1, 2)]
     assert texts[0] == texts[1] != texts[2]
@@ -417,18 +430,47 @@ def test_a_conversation_is_remembered(smollm2_path: Path) -> None:
 
 @pytest.mark.model
 def test_bench(typed: Typed, smollm2_path: Path) -> None:
-    words = ["bench", "-p", 8, "-n", 2, "-d", "0,4", "-r", 2, "-t", 1]
+    words = ["bench", "-p", 8, "-n", 2, "-d", "0,4", "-b", "1,3", "-r", 2, "-t", 1]
     found = json.loads(typed(*words, "--json").out)
-    assert [row["test"] for row in found] == ["pp8", "pp8 @ d4", "tg2", "tg2 @ d4"]
+    tests = ["pp8", "pp8 @ d4", "tg2", "tg2 x3", "tg2 @ d4", "tg2 x3 @ d4"]
+    assert [row["test"] for row in found] == tests
     for row in found:
-        tokens = row["n_prompt"] + row["n_gen"]
+        tokens = row["n_prompt"] + row["n_gen"] * row["n_sequences"]
         assert row["samples_ts"] == pytest.approx([1e9 * tokens / ns for ns in row["samples_ns"]])
         assert row["avg_ts"] == pytest.approx(np.mean(row["samples_ts"]))
         assert row["stddev_ts"] == pytest.approx(np.std(row["samples_ts"], ddof=1))
         assert (row["n_threads"], row["model_filename"]) == (1, str(smollm2_path))
-    table = bench.markdown(found).splitlines()
+    table = bench.markdown(bench.model_rows(found)).splitlines()
     assert len({len(line) for line in table}) == 1
     assert table[0].split("|")[1].strip() == "model"
+
+
+def test_bench_of_kernels(typed: Typed, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, small in (("STREAMED", 1 << 16), ("ROWS", 256), ("TOKENS", 3)):
+        monkeypatch.setattr(_bench_kernels, name, small)
+    monkeypatch.setattr(limits, "BYTES", limits.BYTES // 8201)
+    words = ["bench", "--kernels", "--formats", "q4_0,f16", "-r", 1, "-t", "1,2"]
+    found = json.loads(typed(*words, "--json").out)
+    assert [(row["format"], row["n_threads"]) for row in found] == [
+        ("q4_0", 1), ("f16", 1), ("q4_0", 2), ("f16", 2),
+    ]  # fmt: skip
+    for row in found:
+        assert row["bits_per_weight"] == {"q4_0": 4.5, "f16": 16}[row["format"]]
+        assert row["path"] == simd.PATH.name
+        assert row["one_share"] == row["one_gbs"] / row["read_gbs"] > 0
+        assert row["many_share"] == row["many_gmacs"] / row["multiply_gmacs"] > 0
+    result = typed(*words[:-2], "-t", "1")
+    table = result.out.splitlines()
+    assert len({len(line) for line in table}) == 1
+    assert [line.split()[1] for line in table[2:]] == ["q4_0", "f16"]
+
+
+@pytest.mark.parametrize("name", formats.names())
+def test_kernels_are_measured_on_ordinary_weights(name: str) -> None:
+    weights = formats.dequantize(_bench_kernels.matrix(name))
+    assert np.isfinite(weights).all()
+    assert weights.std() > 0
+    assert np.abs(weights[weights != 0]).min() > np.finfo(np.float32).tiny
 
 
 # Signals and pipes
