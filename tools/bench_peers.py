@@ -1,13 +1,16 @@
 #!/usr/bin/env python3
 """Compare edgeq with llama.cpp on this machine: tokens per second of prompts (pp512) and answers (tg64).
 
-    python tools/bench_peers.py                    the models of the catalog, two threads
-    python tools/bench_peers.py -m FILE.gguf -t 4 -r 5
+    python tools/bench_peers.py                                    all models of the table
+    python tools/bench_peers.py -m llama-1b-q4_0 FILE.gguf -t 4
+    python tools/bench_peers.py -m smollm2 --depth 0 4096          after so many tokens, too
+    python tools/bench_peers.py -m smollm2 --batch 8               edgeq alone, eight sequences together
 
-The peer is llama.cpp as llama-cpp-python carries it, compiled for this very CPU (5 to 15 minutes, once) into
-an environment of its own in edgeq's cache. The two run in turn, a process each, so that both see the
-machine's moods; the table has medians and their ratio. Where the peer's native build crashes, give it other
-flags:
+Models are fetched or made when they are first wanted (`tools/bench_models.py`; 3.5 GB for all). The peer is
+llama.cpp as llama-cpp-python carries it, from the package index, compiled for this very CPU into an
+environment of its own in edgeq's cache: 5 to 15 minutes, once, with a C++ compiler. Flash attention is on, as
+it is in llama.cpp by itself. The two run in turn, a process each, so that both see the machine's moods; the
+table has medians and their ratio. Where the peer's native build crashes, give it other flags:
 
     python tools/bench_peers.py --cmake-args="-DGGML_NATIVE=OFF -DGGML_AVX2=ON -DGGML_FMA=ON -DGGML_F16C=ON"
 """
@@ -19,39 +22,54 @@ import platform
 import statistics
 import subprocess
 import sys
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from edgeq import __version__, catalog
+import bench_models
+
+from edgeq import __version__, kernels
+from edgeq.cli.bench import cpu
 from edgeq.paths import cache_dir
 
+MODELS = ("smollm2", "smollm2-q4_0", "smollm2-q8_0", "gemma3-270m")
+MODELS += ("llama-1b-q4_0", "llama-1b-q4_k_m", "llama-1b-q8_0", "llama-1b-tq2_0")
 PEER = "llama-cpp-python==0.3.36"
 PROMPT, ANSWER = 512, 64
+Samples = dict[str, list[float]]  # tokens per second of each test
 
 # The peer's side: evaluates the same number of tokens the same way, and prints tokens per second.
 RUN_PEER = f"""
 import json, random, sys, time
 import llama_cpp
-path, threads, repeats = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-use = dict(n_threads=threads, n_threads_batch=threads)
-llm = llama_cpp.Llama(path, n_ctx=1024, n_batch=512, verbose=False, **use)
-ids = random.Random(0).sample(range(5, llm.n_vocab()), {PROMPT})
+path, threads, repeats, depths = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), json.loads(sys.argv[4])
+use = dict(n_threads=threads, n_threads_batch=threads, n_batch=512, flash_attn=True, verbose=False)
+llm = llama_cpp.Llama(path, n_ctx=max(depths) + {PROMPT}, **use)
+ids = random.Random(0).choices(range(5, llm.n_vocab()), k=max(depths) + {PROMPT})
 def prompt():
-    llm.reset()
-    llm.eval(ids)
+    llm.eval(ids[-{PROMPT}:])
 def answer():
-    for token in ids[:{ANSWER}]:
+    for token in ids[-{ANSWER}:]:
         llm.eval([token])
 out = {{}}
-for name, count, run in (("pp{PROMPT}", {PROMPT}, prompt), ("tg{ANSWER}", {ANSWER}, answer)):
-    samples = []
-    for _ in range(repeats + 1):
-        llm.reset()
-        start = time.perf_counter()
-        run()
-        samples.append(count / (time.perf_counter() - start))
-    out[name] = samples[1:]
-print(json.dumps([out, llama_cpp.__version__]))
+for depth in depths:
+    llm.reset()
+    if depth:
+        llm.eval(ids[:depth])
+    for name, count, run in (("pp{PROMPT}", {PROMPT}, prompt), ("tg{ANSWER}", {ANSWER}, answer)):
+        samples = []
+        for _ in range(repeats + 1):
+            llm.n_tokens = depth  # what comes after is forgotten by the next eval
+            start = time.perf_counter()
+            run()
+            samples.append(count / (time.perf_counter() - start))
+        out[name + f" @ d{{depth}}" * (depth > 0)] = samples[1:]
+print(json.dumps(out))
+"""
+DESCRIBE_PEER = r"""
+import re, llama_cpp
+features = re.findall(r"(\w+) = 1", llama_cpp.llama_print_system_info().decode())
+print(f"llama-cpp-python {llama_cpp.__version__} built with {' '.join(features)}")
 """
 
 
@@ -60,36 +78,47 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("-m", "--models", nargs="+", default=["smollm2", "gemma3-270m"], metavar="MODEL")
-    parser.add_argument("-t", "--threads", type=int, default=2)
+    parser.add_argument("-m", "--models", nargs="+", default=MODELS, metavar="MODEL")
+    parser.add_argument("-t", "--threads", type=int, default=kernels.cores())
     parser.add_argument("-r", "--repetitions", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=3, help="times that the two take turns")
+    parser.add_argument("--depth", type=int, nargs="+", default=[0], help="tokens that come before a test")
+    parser.add_argument(
+        "--batch", type=int, nargs="+", default=[1], help="sequences that edgeq decodes together"
+    )
     parser.add_argument("--cmake-args", default="-DGGML_NATIVE=ON")
     parser.add_argument("--peer-python", type=Path, help="an environment that has llama-cpp-python already")
     given = parser.parse_args()
-    peer_python = given.peer_python or build_peer(given.cmake_args)
-    rows, version = [], ""
+    peer = given.peer_python or build_peer(given.cmake_args)
+    print(f"{cpu()}, {given.threads} threads, edgeq {__version__}, Python {platform.python_version()},")
+    print(f"{output(peer, '-c', DESCRIBE_PEER).strip()},")
+    print(f"{datetime.now(UTC):%Y-%m-%d}; tokens per second, medians\n")
+    print("| model | test | edgeq | llama.cpp | ratio |\n|---|---|---:|---:|---:|")
     for model in given.models:
-        path = catalog.resolve(model)
-        ours: dict[str, list[float]] = {}
-        theirs: dict[str, list[float]] = {}
+        path = bench_models.resolve(model)
+        ours: Samples = {}
+        theirs: Samples = {}
         for turn in range(given.rounds):
             print(f"{path.name}, round {turn + 1} of {given.rounds} ...", file=sys.stderr, flush=True)
-            for name, samples in run_edgeq(path, given.threads, given.repetitions).items():
-                ours.setdefault(name, []).extend(samples)
-            measured, version = run_peer(peer_python, path, given.threads, given.repetitions)
-            for name, samples in measured.items():
-                theirs.setdefault(name, []).extend(samples)
+            add(ours, run_edgeq(path, given.threads, given.repetitions, given.depth, given.batch))
+            add(theirs, run_peer(peer, path, given.threads, given.repetitions, given.depth))
         for name, samples in ours.items():
-            a, b = statistics.median(samples), statistics.median(theirs[name])
-            rows.append(f"| {path.stem} | {name} | {a:.0f} | {b:.0f} | {a / b:.2f} |")
-    print(f"{cpu_name()}, {given.threads} threads, edgeq {__version__}, Python {platform.python_version()},")
-    print(
-        f"llama-cpp-python {version} ({given.cmake_args}), {datetime.now(UTC):%Y-%m-%d};"
-        " tokens per second, medians\n"
-    )
-    print("| model | test | edgeq | llama.cpp | ratio |\n|---|---|---:|---:|---:|")
-    print("\n".join(rows))
+            print(row(path.stem, name, samples, theirs.get(name)), flush=True)
+
+
+def row(model: str, test: str, ours: list[float], theirs: list[float] | None) -> str:
+    """A line of the table."""
+    a = statistics.median(ours)
+    if theirs is None:
+        return f"| {model} | {test} | {a:.0f} | | |"
+    b = statistics.median(theirs)
+    return f"| {model} | {test} | {a:.0f} | {b:.0f} | {a / b:.2f} |"
+
+
+def add(samples: Samples, more: Samples) -> None:
+    """Append the samples of each test."""
+    for name, values in more.items():
+        samples.setdefault(name, []).extend(values)
 
 
 def build_peer(cmake_args: str) -> Path:
@@ -109,34 +138,44 @@ def build_peer(cmake_args: str) -> Path:
     return python
 
 
-def run_edgeq(path: Path, threads: int, repetitions: int) -> dict[str, list[float]]:
-    """Tokens per second of each test, from `edgeq bench`."""
-    command = [sys.executable, "-m", "edgeq", "bench", "-m", str(path), "-p", str(PROMPT), "-n", str(ANSWER)]
-    command += ["-t", str(threads), "-r", str(repetitions), "--json"]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    return {test["test"]: test["samples_ts"] for test in json.loads(done.stdout)}
+def run_edgeq(
+    path: Path, threads: int, repetitions: int, depths: Sequence[int], batches: Sequence[int]
+) -> Samples:
+    """What `edgeq bench` measures."""
+    command = [
+        "-m",
+        "edgeq",
+        "bench",
+        "-m",
+        path,
+        "-p",
+        PROMPT,
+        "-n",
+        ANSWER,
+        "-t",
+        threads,
+        "-r",
+        repetitions,
+    ]
+    command += ["-d", ",".join(map(str, depths)), "-b", ",".join(map(str, batches)), "--json"]
+    return {test["test"]: test["samples_ts"] for test in json.loads(output(sys.executable, *command))}
 
 
-def run_peer(python: Path, path: Path, threads: int, repetitions: int) -> tuple[dict[str, list[float]], str]:
-    """The same from the peer, and its version."""
-    command = [str(python), "-c", RUN_PEER, str(path), str(threads), str(repetitions)]
-    done = subprocess.run(command, check=False, capture_output=True, text=True)
+def run_peer(python: Path, path: Path, threads: int, repetitions: int, depths: Sequence[int]) -> Samples:
+    """The same from the peer."""
+    tests = output(python, "-c", RUN_PEER, path, threads, repetitions, json.dumps(depths))
+    return json.loads(tests.splitlines()[-1])
+
+
+def output(*command: object) -> str:
+    """What a program prints."""
+    done = subprocess.run([str(word) for word in command], stdout=subprocess.PIPE, text=True)
     if done.returncode:
         sys.exit(
-            f"the peer ended with status {done.returncode}: {done.stderr[-500:]}\n"
-            "Its build may not fit this machine: see --cmake-args in --help"
+            f"{command[0]} ended with status {done.returncode}. "
+            "If that is the peer, its build may not fit this machine: see --cmake-args in --help"
         )
-    tests, version = json.loads(done.stdout.splitlines()[-1])
-    return tests, version
-
-
-def cpu_name() -> str:
-    """The processor's name, as far as the system tells it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
+    return done.stdout
 
 
 if __name__ == "__main__":
