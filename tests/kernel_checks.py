@@ -10,7 +10,7 @@ import numpy as np
 from matrices import random_tensor
 
 from edgeq import kernels
-from edgeq.kernels import activations, host, lanes, numba_backend, numpy_backend
+from edgeq.kernels import activations, host, lanes, numba_backend, numpy_backend, prepare
 from edgeq.kernels.cache import KVCache
 from edgeq.kernels.heads import Heads
 from edgeq.kernels.rope import rope
@@ -29,8 +29,10 @@ def expected_product(prepared: lanes.Lanes, x: np.ndarray) -> np.ndarray:
 
 
 def check_product(tensor: Tensor, x: np.ndarray) -> None:
-    """The compiled product of a tensor agrees with float64 to float32's precision."""
-    check_lanes(lanes.prepare([tensor]), x)
+    """Lanes are prepared as NumPy does, and their compiled product agrees with float64."""
+    prepared = prepare.prepare([tensor])
+    assert prepared.data.tobytes() == lanes.prepare([tensor]).data.tobytes()
+    check_lanes(prepared, x)
 
 
 def check_lanes(prepared: lanes.Lanes, x: np.ndarray) -> None:

@@ -52,6 +52,7 @@ def random_lanes(
     zero = 0 if offset else (1 << bits) // 2
     grid = Grid(np.arange(1 << bits) - zero, scale, offsets if offset else None)
     record, columns = lanes.layout(grid, cols)
-    data = lanes.aligned((rows // 16, cols // columns), record)
-    lanes.fill(data, codes, grid)
+    data = np.empty((rows // 16, cols // columns), record)
+    lanes.fill_grid(data, grid)
+    lanes.fill_codes(data, codes)
     return codes, grid, lanes.Lanes(rows, cols, data, np.zeros(16, np.uint8), zero)

@@ -32,6 +32,13 @@ os.register_at_fork(after_in_child=lambda: globals().update(TURN=threading.Lock(
 HELPERS = ("config", "huggingface", "weights")
 
 
+@contextmanager
+def turn(ops: ModuleType, threads: int) -> Iterator[None]:
+    """Compute with a backend when no other thread does."""
+    with TURN, ops.computing(threads):
+        yield
+
+
 @cache
 def names() -> tuple[str, ...]:
     """Architectures that edgeq runs."""
@@ -108,8 +115,8 @@ class Model:
 
     @contextmanager
     def _turn(self, *caches: KVCache) -> Iterator[None]:
-        """Compute when no other thread does; an error leaves the caches as they were before."""
-        with TURN, self.ops.computing(self.threads):
+        """Take a turn; an error leaves the caches as they were before."""
+        with turn(self.ops, self.threads):
             starts = [cache.length for cache in caches]
             try:
                 yield
@@ -171,11 +178,13 @@ def load(
 ) -> Model:
     """Build the model of a file's metadata and tensors (as ``files.read`` gives them).
 
-    `threads` None takes one for each core; `release` is called with the bytes of each matrix that was copied,
-    as ``files.release`` wants them.
+    `threads` None takes one for each core; `release` is called with bytes of matrices that were copied, as
+    ``files.release`` wants them.
     """
     module, meta, tensors = identify(meta, tensors, path)
     ops = kernels.backend(backend)
-    network = module.network(meta, Weights(tensors, ops, path, progress, release))
+    threads = threads or kernels.cores()
+    weights = Weights(tensors, ops, path, progress, release, lambda: turn(ops, threads))
+    network = module.network(meta, weights)
     ops.ready(progress)
-    return Model(network, backend, threads or kernels.cores())
+    return Model(network, backend, threads)

@@ -1,6 +1,7 @@
 """Weights: a file's tensors, handed out by name with their shapes checked, and turned into operations."""
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from types import ModuleType
 from typing import Any
 
@@ -25,9 +26,10 @@ class Weights:
         path: object,
         progress: Progress | None = None,
         release: Callable[[np.ndarray], None] = lambda data: None,
+        turn: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         self.tensors, self.ops, self.path = tensors, ops, path
-        self.progress, self.release = progress, release
+        self.progress, self.release, self.turn = progress, release, turn
         self.done, self.total = 0, sum(t.nbytes for t in tensors.values() if len(t.shape) > 1)
         if "output.weight" in tensors and "token_embd.weight" in tensors:
             self.total -= tensors["token_embd.weight"].nbytes  # looked up in the file, not prepared
@@ -77,13 +79,17 @@ class Weights:
                     for b, n in zip(biases, rows.values(), strict=True)
                 ]
             )
-        f = self.ops.linear(matrices, bias, batches=batches)
+        if self.done == 0:
+            self._report()
+        with self.turn():
+            f = self.ops.linear(matrices, bias, batches=batches, release=self.release)
         self.done += sum(m.nbytes for m in matrices)
-        for m in matrices:
-            self.release(m.data)
+        self._report()
+        return f
+
+    def _report(self) -> None:
         if self.progress:
             self.progress("preparing weights", self.done, self.total)
-        return f
 
     def head(self, rows: int, cols: int) -> Any:
         """The output matrix, which is the embedding's where the file has none of its own."""

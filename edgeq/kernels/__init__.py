@@ -5,7 +5,7 @@
 
 A backend is a module with
 
-    linear(tensors, bias, batches) -> f   f(x) = x @ Wᵀ + b, the rows of several tensors stacked
+    linear(tensors, bias, batches, release) -> f   f(x) = x @ Wᵀ + b, the rows of several tensors stacked
     embedding(tensor) -> f         f(ids) = rows of the table
     rms_norm(x, weight, eps)
     attention(qkv, caches, layer, heads)

@@ -12,9 +12,10 @@ from . import gate, jit, matmul, norm, pool, simd
 from .cache import KVCache
 from .heads import Heads
 from .jit import Entry, Progress, compile_all
-from .lanes import PLANE_BYTES, ROWS, RUN, Lanes, prepare
+from .lanes import PLANE_BYTES, ROWS, RUN, Lanes
 from .matmul import TOKENS
 from .pool import computing as computing
+from .prepare import prepare
 from .rope import rope
 from .simd import kernel_view
 
@@ -105,10 +106,17 @@ class Linear:
         return y if self.bias is None else y + self.bias
 
 
-def linear(tensors: Sequence[Tensor], bias: np.ndarray | None = None, *, batches: bool = True) -> Linear:
+def linear(
+    tensors: Sequence[Tensor],
+    bias: np.ndarray | None = None,
+    *,
+    batches: bool = True,
+    release: Callable[[np.ndarray], None] = lambda data: None,
+) -> Linear:
     """A matrix product with the rows of the tensors stacked; neighbours that allow it become one matrix.
 
-    `batches` says that it will see many tokens at once, so that the kernels for them are compiled ahead, too.
+    `batches` says that it will see many tokens at once, so that the kernels for them are compiled ahead, too;
+    `release` is told what bytes are not needed any more.
     """
     stacks: list[list[Tensor]] = []
     for t in tensors:
@@ -116,7 +124,7 @@ def linear(tensors: Sequence[Tensor], bias: np.ndarray | None = None, *, batches
             stacks[-1].append(t)
         else:
             stacks.append([t])
-    products = [Product(prepare(stack)) for stack in stacks]
+    products = [Product(prepare(stack, release)) for stack in stacks]
     for p in products:
         WANTED.update([p.one, p.many] if batches else [p.one])
     return Linear(products, bias)

@@ -27,11 +27,20 @@ class Linear:
         return y if self.bias is None else y + self.bias
 
 
-def linear(tensors: Sequence[Tensor], bias: np.ndarray | None = None, *, batches: bool = True) -> Linear:
+def linear(
+    tensors: Sequence[Tensor],
+    bias: np.ndarray | None = None,
+    *,
+    batches: bool = True,
+    release: Callable[[np.ndarray], None] = lambda data: None,
+) -> Linear:
     """A matrix product with the rows of the tensors stacked; `batches` says that it will see many tokens at
-    once.
+    once, and `release` is told what bytes are not needed any more.
     """
-    return Linear(np.concatenate([formats.dequantize(t) for t in tensors]), bias)
+    weight = np.concatenate([formats.dequantize(t) for t in tensors])
+    for t in tensors:
+        release(t.data)
+    return Linear(weight, bias)
 
 
 def embedding(tensor: Tensor) -> Callable[[np.ndarray], np.ndarray]:
