@@ -2,7 +2,8 @@
 
 A module holds
 
-    network(meta, weights) -> Network    config, ropes(positions), forward(ids, caches) -> hidden states, head
+    network(meta, weights) -> Network    config, ropes(positions), embed(ids) -> x, forward(x, caches) ->
+                                         hidden states, head(hidden) -> logits
     HF_NAMES, from_huggingface(config)   its names in Hugging Face checkpoints, and GGUF metadata of a
     config.json
 """
@@ -27,6 +28,7 @@ from . import huggingface
 from .weights import Progress, Weights
 
 CHUNK = 512  # tokens that go through the layers together: bounds the scratch memory of a long prompt
+AGAIN = 16  # tokens that are computed together over and over, at most
 TURN = threading.Lock()  # the kernels' pool of threads serves one caller at a time
 os.register_at_fork(after_in_child=lambda: globals().update(TURN=threading.Lock()))
 HELPERS = ("config", "huggingface", "weights")
@@ -73,13 +75,15 @@ class Model:
         Returns the logits of the token after the last one, float32 (1, vocab), or after each one, (n, vocab).
         The cache is as it was before when this raises. Calls from several threads wait for their turn.
         """
-        tokens = self._checked(ids)
+        tokens, start = self._checked(ids), cache.length
         with self._turn(cache):
             out = []
-            for hidden in self._forward(tokens, cache):
-                if logits == "all":
-                    out.append(self.network.head(hidden))
-            return np.concatenate(out) if out else self.network.head(hidden[-1:])
+            for chunk in self._chunks(tokens, cache):
+                if logits == "all" or cache.length == start + len(tokens):
+                    out.append(self._logits(chunk, [cache], logits))
+                else:
+                    self._hidden(chunk, cache)
+            return np.concatenate(out) if len(out) > 1 else out[0]
 
     def hidden(self, ids: Sequence[int], cache: KVCache) -> np.ndarray:
         """Append tokens to the sequence in the cache, and return what `head` makes the logits after each of,
@@ -87,7 +91,7 @@ class Model:
         """
         tokens = self._checked(ids)
         with self._turn(cache):
-            return np.concatenate(list(self._forward(tokens, cache)))
+            return np.concatenate([self._hidden(chunk, cache) for chunk in self._chunks(tokens, cache)])
 
     def head(self, hidden: np.ndarray) -> np.ndarray:
         """Logits, float32 (n, vocab), of what `hidden` returned, or of some rows of it."""
@@ -111,7 +115,7 @@ class Model:
                     raise ContextFull(f"a sequence fills its context of {cache.capacity} tokens")
             for token, cache in zip(tokens.tolist(), caches, strict=True):
                 cache.tokens.append(token)
-            return self.network.head(self.network.forward(tokens, caches))
+            return self._logits(tokens, caches, "all")
 
     @contextmanager
     def _turn(self, *caches: KVCache) -> Iterator[None]:
@@ -125,8 +129,8 @@ class Model:
                     cache.truncate(start)
                 raise
 
-    def _forward(self, tokens: np.ndarray, cache: KVCache) -> Iterator[np.ndarray]:
-        """Append tokens to the sequence in the cache, and give their hidden states chunk by chunk."""
+    def _chunks(self, tokens: np.ndarray, cache: KVCache) -> Iterator[np.ndarray]:
+        """Append tokens to the sequence in the cache, chunk by chunk, and give each to be computed."""
         if cache.length + len(tokens) > cache.capacity:
             raise ContextFull(
                 f"{cache.length} + {len(tokens)} tokens do not fit the context of {cache.capacity}"
@@ -134,7 +138,21 @@ class Model:
         for at in range(0, len(tokens), CHUNK):
             chunk = tokens[at : at + CHUNK]
             cache.tokens.extend(chunk.tolist())
-            yield self.network.forward(chunk, [cache])
+            yield chunk
+
+    def _hidden(self, tokens: np.ndarray, cache: KVCache) -> np.ndarray:
+        """Hidden states float32 (n, dim) of the tokens that end the cache."""
+        return self.network.forward(self.network.embed(tokens), [cache])
+
+    def _logits(self, tokens: np.ndarray, caches: Sequence[KVCache], logits: str) -> np.ndarray:
+        """Logits after the tokens that end the caches, or after the last of them."""
+
+        def compute(x: np.ndarray) -> np.ndarray:
+            hidden = self.network.forward(x, caches)
+            return self.network.head(hidden if logits == "all" else hidden[-1:])
+
+        x = self.network.embed(tokens)
+        return compute(x) if len(x) > AGAIN else self.ops.again(caches, (len(x), logits), x, compute)
 
     def _checked(self, ids: Sequence[int]) -> np.ndarray:
         """Token ids as an array; ValueError for what are none."""

@@ -113,9 +113,9 @@ class Layer:
         h = self.o(
             ops.attention(self.qkv(ops.rms_norm(x, self.attn_norm, eps)), caches, self.index, self.heads)
         )
-        x = x + ops.rms_norm(h, self.post_attention_norm, eps)
+        x = ops.add(x, ops.rms_norm(h, self.post_attention_norm, eps))
         h = self.down(ops.gated(self.gate_up(ops.rms_norm(x, self.ffn_norm, eps)), "gelu"))
-        return x + ops.rms_norm(h, self.post_ffw_norm, eps)
+        return ops.add(x, ops.rms_norm(h, self.post_ffw_norm, eps))
 
 
 class Network:
@@ -142,7 +142,7 @@ class Network:
             "rope.freq_base_swa", meta.get("gemma3.rope.local.freq_base", LOCAL_BASE)
         )
         self.embedding_scale = np.float32(c.dim**0.5)
-        self.embed = self.ops.embedding(weights.tensor("token_embd.weight", vocab, c.dim))
+        self.embedding = self.ops.embedding(weights.tensor("token_embd.weight", vocab, c.dim))
         self.layers = [Layer(weights, c, i, scale, gain_offset) for i in range(c.layers)]
         self.norm = weights.vector("output_norm.weight", c.dim) + np.float32(gain_offset)
         self.head = weights.head(vocab, c.dim)
@@ -154,9 +154,12 @@ class Network:
         nearby = rope(positions, c.rope_dims, self.local_base, interleaved=False)
         return [nearby if window else everywhere for window in c.windows]
 
-    def forward(self, ids: np.ndarray, caches: Sequence[KVCache]) -> np.ndarray:
-        """Hidden states float32 (n, dim) of the tokens that end the caches, ready for the head."""
-        x = self.embed(ids) * self.embedding_scale
+    def embed(self, ids: np.ndarray) -> np.ndarray:
+        """ids (n,) -> scaled embeddings float32 (n, dim)."""
+        return self.embedding(ids) * self.embedding_scale
+
+    def forward(self, x: np.ndarray, caches: Sequence[KVCache]) -> np.ndarray:
+        """Embedded tokens (n, dim), which end the caches -> hidden states (n, dim), ready for the head."""
         for layer in self.layers:
             x = layer(x, caches)
         return self.ops.rms_norm(x, self.norm, self.config.eps)

@@ -69,9 +69,9 @@ class Layer:
     def __call__(self, x: np.ndarray, caches: Sequence[KVCache]) -> np.ndarray:
         """x float32 (n, dim) -> (n, dim)."""
         h = self.ops.rms_norm(x, self.attn_norm, self.eps)
-        x = x + self.o(self.ops.attention(self.qkv(h), caches, self.index, self.heads))
+        x = self.ops.add(x, self.o(self.ops.attention(self.qkv(h), caches, self.index, self.heads)))
         h = self.ops.rms_norm(x, self.ffn_norm, self.eps)
-        return x + self.down(self.ops.gated(self.gate_up(h), "silu"))
+        return self.ops.add(x, self.down(self.ops.gated(self.gate_up(h), "silu")))
 
 
 class Network:
@@ -97,9 +97,8 @@ class Network:
         table = rope(positions, c.rope_dims, c.rope_base, c.rope_factors, interleaved=c.interleaved)
         return [table] * c.layers
 
-    def forward(self, ids: np.ndarray, caches: Sequence[KVCache]) -> np.ndarray:
-        """Hidden states float32 (n, dim) of the tokens that end the caches, ready for the head."""
-        x = self.embed(ids)
+    def forward(self, x: np.ndarray, caches: Sequence[KVCache]) -> np.ndarray:
+        """Embedded tokens (n, dim), which end the caches -> hidden states (n, dim), ready for the head."""
         for layer in self.layers:
             x = layer(x, caches)
         return self.ops.rms_norm(x, self.norm, self.config.eps)

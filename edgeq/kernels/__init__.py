@@ -10,6 +10,8 @@ A backend is a module with
     rms_norm(x, weight, eps)
     attention(qkv, caches, layer, heads)
     gated(gate_up, activation)     silu(gate) * up, or gelu(gate) * up
+    add(x, y)
+    again(caches, what, x, f)      f(x), which comes again and again for the same sequences
     ready(progress)                compile what the above will run
     computing(threads)             a context in which that many threads compute
     CACHE_TYPE                     element type of the key/value cache

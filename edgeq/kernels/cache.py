@@ -14,6 +14,7 @@ arrays hold records of them,
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -43,6 +44,7 @@ class KVCache:
     keys, values : one array a layer, as drawn above.
     types : of keys and values, as given.
     starts : int64 (1,): tokens before those that are being computed, where the kernels look for it.
+    programs : what a backend keeps of computations that come again.
     """
 
     def __init__(
@@ -63,6 +65,7 @@ class KVCache:
         self.types = key_type, value_type
         self.tokens: list[int] = []
         self.starts = np.zeros(1, np.int64)
+        self.programs: dict[Any, Any] = {}
         width = -(-head_dim // LANES) * LANES
         groups = head_dim // GROUP
         keys, values = TYPES[key_type], TYPES[value_type]

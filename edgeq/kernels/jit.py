@@ -12,6 +12,7 @@ import hashlib
 import os
 import shutil
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -108,7 +109,21 @@ class Entry:
         """Call it with exactly such arguments: nothing checks them."""
         if self.code is None:
             compile_all([self], listener)
+        if (calls := getattr(recorder, "calls", None)) is not None:
+            calls.append((self, args))
         return self.code(*args)
+
+    @property
+    def signature(self) -> tuple:
+        """Numba's types of the result and of the arguments."""
+        made = self.kernel.dispatcher.overloads[self.types].fndesc
+        return made.restype, made.argtypes
+
+    @property
+    def address(self) -> int:
+        """Where its machine code is, once it is compiled."""
+        made = self.kernel.dispatcher.overloads[self.types]
+        return made.library.get_pointer_to_function(made.fndesc.llvm_func_name)
 
     def compile(self) -> None:
         """Make the machine code, or load it from the cache."""
@@ -118,6 +133,18 @@ class Entry:
 
 # who hears of kernels that are compiled when they are first called
 listener: Progress | None = None
+# the calls that this thread makes, while somebody wants to know
+recorder = threading.local()
+
+
+@contextmanager
+def recording() -> Iterator[list[tuple[Entry, tuple]]]:
+    """A list of the calls (entry, arguments) that are made within."""
+    recorder.calls = calls = []
+    try:
+        yield calls
+    finally:
+        recorder.calls = None
 
 
 def compile_all(entries: Iterable[Entry], progress: Progress | None) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 from .. import formats
 from ..tensor import Tensor
 from . import attention as attention_kernel
-from . import gate, jit, matmul, norm, pool, simd
+from . import elementwise, jit, matmul, pool, scratch, simd
 from .cache import KVCache
 from .heads import Heads
 from .jit import Entry, Progress, compile_all
@@ -16,6 +16,7 @@ from .lanes import PLANE_BYTES, ROWS, RUN, Lanes
 from .matmul import TOKENS
 from .pool import computing as computing
 from .prepare import prepare
+from .program import Program, replay
 from .rope import rope
 from .simd import kernel_view
 
@@ -64,7 +65,9 @@ class Product:
         codes = np.int16
         if self.is_float:
             if len(x) != len(out):
-                x = np.concatenate([x, np.zeros((len(out) - len(x), self.cols), np.float32)])
+                padded = scratch.empty((len(out), self.cols))
+                elementwise.add(pool.state(), x, np.zeros((1, self.cols), np.float32), padded[: len(x)])
+                x = padded
             f(pool.state(), self.w, x, out, column)
             return
         if len(x) >= FINE_TOKENS:
@@ -86,24 +89,27 @@ class Linear:
     """y = x @ Wᵀ + b on prepared lanes, x f32 (n, cols), y f32 (n, rows)."""
 
     def __init__(self, products: list[Product], bias: np.ndarray | None) -> None:
-        self.products, self.bias = products, bias
+        self.products = products
         self.rows, self.cols = sum(p.rows for p in products), products[0].cols
         # a product writes whole sixteens of rows; the next one, or the cut at the end, takes the excess away
         ends = np.cumsum([p.rows for p in products])
         self.width = max(end - p.rows + p.width for end, p in zip(ends, products, strict=True))
+        self.plain = bias is None
+        self.bias = np.zeros((1, self.rows), np.float32) if bias is None else bias.reshape(1, -1)
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
         x = np.ascontiguousarray(x, np.float32)  # kernels take what they are given for just that
         n, cols = x.shape
         if cols != self.cols:
             raise ValueError(f"expected {self.cols} columns, found {cols}")
-        y = np.empty((n if n == 1 else -(-n // TOKENS) * TOKENS, self.width), np.float32)
+        y = scratch.empty((n if n == 1 else -(-n // TOKENS) * TOKENS, self.width))
         column = 0
         for product in self.products:
             product(x, y, column)
             column += product.rows
-        y = y[:n] if self.rows == self.width else np.ascontiguousarray(y[:n, : self.rows])
-        return y if self.bias is None else y + self.bias
+        if self.plain and (n == 1 or self.rows == self.width):
+            return y[:n, : self.rows]
+        return add(y, self.bias, n)
 
 
 def linear(
@@ -137,15 +143,22 @@ def embedding(tensor: Tensor) -> Callable[[np.ndarray], np.ndarray]:
 
 def rms_norm(x: np.ndarray, weight: np.ndarray, eps: float) -> np.ndarray:
     """x / sqrt(mean(x²) + eps) * weight of every row."""
-    out = np.empty_like(x)
-    norm.rms_norm(x, weight, np.float32(eps), out)
+    out = scratch.empty(x.shape)
+    elementwise.rms_norm(pool.state(), x, weight, np.float32(eps), out)
+    return out
+
+
+def add(x: np.ndarray, y: np.ndarray, rows: int | None = None) -> np.ndarray:
+    """x + y, of the first rows of x; y may be one row for all."""
+    out = scratch.empty((len(x) if rows is None else rows, y.shape[1]))
+    elementwise.add(pool.state(), x, y, out)
     return out
 
 
 def attention(qkv: np.ndarray, caches: Sequence[KVCache], layer: int, heads: Heads) -> np.ndarray:
     """Attend from new tokens to themselves and all before them, and store their keys and values."""
     n = len(qkv) // len(caches)
-    out = np.empty((len(qkv), heads.heads, heads.head_dim), np.float32)
+    out = scratch.empty((len(qkv), heads.heads, heads.head_dim))
     for i, sequence in enumerate(caches):
         part = slice(i * n, i * n + n)
         arguments = attention_arguments(qkv[part], sequence, layer, heads, out[part])
@@ -164,8 +177,8 @@ def attention_arguments(
     q_norm, k_norm = (EMPTY if norm is None else norm for norm in (heads.q_norm, heads.k_norm))
     return (
         pool.state(), qkv.reshape(-1), keys, values, turn.cos, turn.sin, turn.interleaved, q_norm, k_norm,
-        np.float32(heads.eps), np.float32(heads.scale), heads.window, sequence.starts, np.empty_like(out),
-        np.empty(shape, np.float32), np.empty(shape[:2], np.float32), np.empty(shape[:2], np.float32), out,
+        np.float32(heads.eps), np.float32(heads.scale), heads.window, sequence.starts,
+        scratch.empty(out.shape), *(scratch.empty(s) for s in (shape, shape[:2], shape[:2])), out,
     )  # fmt: skip
 
 
@@ -180,9 +193,33 @@ def attention_entry(key_type: str, value_type: str) -> Entry:
 
 def gated(gate_up: np.ndarray, activation: str) -> np.ndarray:
     """activation(gate) * up, of gate_up (n, 2 ffn) -> (n, ffn)."""
-    out = np.empty((len(gate_up), gate_up.shape[1] // 2), np.float32)
-    {"silu": gate.silu_gate, "gelu": gate.gelu_gate}[activation](gate_up, out)
+    out = scratch.empty((len(gate_up), gate_up.shape[1] // 2))
+    f = {"silu": elementwise.silu_gate, "gelu": elementwise.gelu_gate}[activation]
+    f(pool.state(), gate_up, out)
     return out
+
+
+def again(
+    caches: Sequence[KVCache], what: object, x: np.ndarray, compute: Callable[[np.ndarray], np.ndarray]
+) -> np.ndarray:
+    """compute(x), `what` it is being known: recorded the second time, and from then on done without Python.
+
+    x float32 (n, dim) belongs to new tokens of the caches, equally many of each. The programs are kept with
+    the first cache.
+    """
+    starts = [sequence.starts for sequence in caches]
+    key = (what, id(pool.state()), *map(id, starts))
+    programs = caches[0].programs
+    if key not in programs:
+        programs[key] = starts  # which keeps their ids theirs
+        return compute(x)
+    program = programs[key]
+    if not isinstance(program, Program):
+        programs[key] = program = Program(compute, x)
+        return program.out.copy()
+    for sequence in caches:
+        sequence.starts[0] = sequence.length - len(x) // len(caches)
+    return program(x).copy()
 
 
 def ready(progress: Progress | None) -> None:
@@ -190,10 +227,12 @@ def ready(progress: Progress | None) -> None:
     jit.listener = progress
     common = (
         pool.work.fixed,
-        norm.rms_norm.fixed,
+        replay.fixed,
+        elementwise.rms_norm.fixed,
+        elementwise.add.fixed,
         attention_entry(CACHE_TYPE, CACHE_TYPE),
-        gate.silu_gate.fixed,
-        gate.gelu_gate.fixed,
+        elementwise.silu_gate.fixed,
+        elementwise.gelu_gate.fixed,
     )
     compile_all([*WANTED, *common], progress)
     WANTED.clear()

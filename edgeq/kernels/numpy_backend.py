@@ -98,6 +98,11 @@ def softmax(x: np.ndarray) -> np.ndarray:
     return e / e.sum(axis=-1, keepdims=True)
 
 
+def add(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """x + y."""
+    return x + y
+
+
 def silu(x: np.ndarray) -> np.ndarray:
     """x * sigmoid(x)."""
     return x / (1 + np.exp(np.minimum(-x, 88)))  # e**88 is the last that float32 holds
@@ -116,6 +121,13 @@ def gated(gate_up: np.ndarray, activation: str) -> np.ndarray:
     """activation(gate) * up, of gate_up (n, 2 ffn) -> (n, ffn) (arXiv 2002.05202)."""
     gate, up = np.split(gate_up, 2, axis=1)
     return ACTIVATIONS[activation](gate) * up
+
+
+def again(
+    caches: Sequence[KVCache], what: object, x: np.ndarray, compute: Callable[[np.ndarray], np.ndarray]
+) -> np.ndarray:
+    """compute(x)."""
+    return compute(x)
 
 
 def ready(progress: Callable[[str, int, int], None] | None) -> None:
