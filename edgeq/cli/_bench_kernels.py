@@ -77,7 +77,7 @@ def products(name: str) -> tuple[float, dict[str, Work]]:
     from ..kernels import lanes, numba_backend
 
     source = matrix(name)
-    nbytes = lanes.prepare([source]).data.nbytes
+    nbytes = lanes.room([source]).data.nbytes
     copies = -(-STREAMED // nbytes)
     streamed = numba_backend.linear([source] * copies, batches=False)
     square = numba_backend.linear([source] * (ROWS // SOURCE_ROWS))

@@ -11,7 +11,7 @@ from numba.extending import intrinsic
 
 from . import pool, simd
 from .jit import kernel
-from .lanes import aligned
+from .lanes import MEMORY
 from .simd import I8, I32, I64, _data, _dot4, _load, _tile, _vectors
 
 STREAMS = (1, 2, 4, 8)  # places that each thread reads from in turn
@@ -127,7 +127,7 @@ class Limits:
     """
 
     def __init__(self) -> None:
-        self.data, self.out = aligned((BYTES,), np.dtype(np.uint8)), np.zeros(UNITS, np.int32)
+        self.data, self.out = MEMORY.take((BYTES,), np.dtype(np.uint8)), np.zeros(UNITS, np.int32)
         self.data[:] = 7  # pages that were never written are all the same one
 
     def read(self, streams: int) -> int:
