@@ -26,7 +26,9 @@ from ..tokenizer import Tokenizer
 from .estimates import Estimate, correlation, exp_mean, mean, quantile, root_mean_square
 from .protocol import Protocol, cut
 
-SLICE = 16  # tokens whose logits are in memory together; few, so that the head computes as it does in answers
+# Tokens whose logits are in memory together: so few that the fast head takes 16-bit activations, as it does in
+# an answer. With the 8 bits of a long prompt SmolLM2 Q4_1 would be at a KL divergence of 0.0028 for 0.0022.
+SLICE = 16
 PERCENTILES = (90.0, 95.0, 99.0, 99.9)
 
 
