@@ -24,6 +24,7 @@ import llvmlite
 import numba
 import numpy as np
 from numba import config, njit
+from numba.core.runtime import rtsys
 
 from ..paths import cache_dir
 
@@ -128,7 +129,19 @@ class Entry:
     def compile(self) -> None:
         """Make the machine code, or load it from the cache."""
         with _locked():
-            self.code = self.kernel.dispatcher.compile(self.types)
+            self.code = self._cached() or self.kernel.dispatcher.compile(self.types)
+
+    def _cached(self) -> Callable | None:
+        """The machine code in the cache. `compile` would find it, too, but first imports all that a compiler
+        needs, which takes as long as importing Numba did.
+        """
+        dispatcher = self.kernel.dispatcher
+        rtsys.initialize(dispatcher.targetctx)
+        found = dispatcher._cache._load_overload(self.types, dispatcher.targetctx)
+        if found is None:
+            return None
+        dispatcher.add_overload(found)
+        return found.entry_point
 
 
 # who hears of kernels that are compiled when they are first called
