@@ -6,16 +6,12 @@ nobody meets half a file, and two processes that fetch the same one do not distu
 
 import contextlib
 import hashlib
-import http.client
 import os
 import shutil
-import ssl
 import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
-import urllib.request
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -205,6 +201,11 @@ def check_address(url: str) -> str:
 
 def _from_web(url: str, sink: Sink) -> None:
     """Write the file at an address to the sink; a connection that breaks is taken up where it broke."""
+    import http.client  # these take 30 ms, and most runs fetch nothing
+    import ssl
+    import urllib.error
+    import urllib.request
+
     start, tag, problem = sink.done, None, ""
     for pause in PAUSES:
         time.sleep(pause)

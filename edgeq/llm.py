@@ -14,7 +14,7 @@ computes only what its prompt does not share with the last one: a chat that grow
 import operator
 import os
 from collections import deque
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, Self, Unpack, overload
@@ -29,6 +29,7 @@ from .errors import ContextFull, EdgeqError
 from .generate import Stops, Stream, Timings, Token, generate, reuse
 from .kernels.cache import KVCache
 from .sample import Sampling, make_sampler
+from .tensor import Tensor
 from .tokenizer import Tokenizer
 
 DEFAULT_CTX = 4096  # the whole context that today's models allow would be gigabytes of cache
@@ -278,6 +279,7 @@ def load(
     ctx: int | None = None,
     chat_template: str | Path | None = None,
     unknown_pre: str | None = None,
+    check: Callable[[Path, dict[str, Any], dict[str, Tensor]], None] | None = None,
     progress: Progress | None = None,
 ) -> LLM:
     """Load a model.
@@ -294,6 +296,7 @@ def load(
         instead of the model's own.
     unknown_pre : the pre-tokenizer to go on with where a GGUF file names one that edgeq does not know, see
         ``tokenizer.from_gguf``.
+    check : called with (path, metadata, tensors) when these have been read; an exception refuses the model.
     progress : called with (stage, done, total) while the model is fetched, prepared and compiled.
 
     Returns
@@ -311,6 +314,8 @@ def load(
         raise ValueError(f"threads is {threads}, expected at least 1, or None")
     path = catalog.resolve(name_or_path, progress)
     meta, tensors = files.read(path)
+    if check is not None:
+        check(path, meta, tensors)
     model = arch.load(
         meta, tensors, backend=backend, path=path, threads=threads, progress=progress, release=files.release
     )

@@ -180,7 +180,7 @@ def test_options_have_the_names_of_the_python_interface() -> None:
     }  # fmt: skip
     load = set(inspect.signature(edgeq.load).parameters)
     own = {"chat_template_file", "check_tensors", "force", "verbose"}
-    assert {option.name for option in _model.LOADING} - own == load - {"name_or_path", "progress"}
+    assert {option.name for option in _model.LOADING} - own == load - {"name_or_path", "check", "progress"}
 
 
 def test_options_have_the_defaults_of_the_python_interface() -> None:

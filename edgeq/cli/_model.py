@@ -16,7 +16,9 @@ from ..errors import EdgeqError
 from ._console import note, progress, size
 
 if TYPE_CHECKING:
+    from ..arch.config import Config
     from ..llm import LLM
+    from ..tensor import Tensor
 
 LOGIT_BIAS = re.compile(r"(\d+)([+-](?:\d+(?:\.\d*)?|\.\d+|inf))")
 
@@ -118,11 +120,15 @@ def open_model(
     """Load a model, the catalog's default if none is named, with its progress on stderr."""
     import edgeq
 
-    from .. import catalog
+    from .. import catalog, files, memory
+
+    def check(path: Path, meta: dict[str, Any], tensors: "dict[str, Tensor]") -> None:
+        if check_tensors:
+            files.check_finite(path, tensors.values())
+        _check_memory(path, memory.shape(meta, tensors, path), tensors, ctx, backend, force, verbose)
 
     with progress() as report:
         path = catalog.resolve(name or catalog.default(), report)
-        _check(path, ctx, backend, check_tensors, force, verbose)
         with usage():
             return edgeq.load(
                 path,
@@ -131,21 +137,24 @@ def open_model(
                 ctx=ctx,
                 chat_template=chat_template_file or chat_template,
                 unknown_pre=unknown_pre,
+                check=check,
                 progress=report,
             )
 
 
-def _check(
-    path: Path, ctx: int | None, backend: str, check_tensors: bool, force: bool, verbose: bool
+def _check_memory(
+    path: Path,
+    shape: "Config",
+    tensors: "dict[str, Tensor]",
+    ctx: int | None,
+    backend: str,
+    force: bool,
+    verbose: bool,
 ) -> None:
-    """Raise EdgeqError for a model that does not fit in memory, or whose weights are not numbers."""
-    from .. import files, memory
+    """Raise EdgeqError for a model that does not fit in memory."""
+    from .. import memory
     from ..llm import DEFAULT_CTX
 
-    meta, tensors = files.read(path)
-    if check_tensors:
-        files.check_finite(path, tensors.values())
-    shape = memory.shape(meta, tensors, path)
     ctx = min(ctx or DEFAULT_CTX, shape.context_length)
     need, free = memory.estimate(shape, tensors, backend=backend, ctx=ctx), memory.available()
     parts = (
