@@ -11,7 +11,7 @@ from .errors import ContextFull, EdgeqError, FormatError, ModelNotFound
 if TYPE_CHECKING:
     from . import tokenizer
     from .evaluate.perplexity import perplexity
-    from .generate import Stream
+    from .generate.stream import Stream
     from .llm import LLM, load
 
 __version__ = "0.1.0"
@@ -27,7 +27,7 @@ __all__ = [
     "tokenizer",
 ]
 
-_HOME = {"LLM": ".llm", "Stream": ".generate", "load": ".llm", "perplexity": ".evaluate.perplexity"}
+_HOME = {"LLM": ".llm", "Stream": ".generate.stream", "load": ".llm", "perplexity": ".evaluate.perplexity"}
 
 
 def __getattr__(name: str) -> Any:

@@ -4,6 +4,7 @@
     llm.generate("Once upon a time", max_tokens=32)
     for piece in llm.stream("Once upon a time"): print(piece, end="", flush=True)
     llm.chat([{"role": "user", "content": "Hello"}])
+    llm.generate(["Once upon a time", "In the beginning"], max_tokens=32)   # together, in less time
 
 Threads: any number may use one LLM, and any number of its streams may be open. One computes at a time, and
 the turn is free again after each token (and each chunk of a prompt), so a stream that nobody reads stops no
@@ -16,8 +17,9 @@ import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal, Self, Unpack, overload
+from typing import Any, Literal, Self, Unpack, cast, overload
 
 import numpy as np
 
@@ -26,13 +28,19 @@ from .arch import Model
 from .arch.weights import Progress
 from .chat import chat_ids
 from .errors import ContextFull, EdgeqError
-from .generate import Stops, Stream, Timings, Token, generate, reuse
+from .generate import Continuation, Token, generate, reuse
+from .generate.batch import Batch
+from .generate.stream import Stops, Stream, Timings, alone
 from .kernels.cache import KVCache
 from .sample import Sampling, make_sampler
 from .tensor import Tensor
 from .tokenizer import Tokenizer
 
+Prompt = str | Sequence[int]
+Prompts = list[str] | tuple[str, ...] | Sequence[Sequence[int]]  # a str is a Sequence[str], too
+Conversation = Sequence[Mapping[str, Any]]
 DEFAULT_CTX = 4096  # the whole context that today's models allow would be gigabytes of cache
+PARALLEL = 8  # prompts at once
 
 
 class Options(Sampling, total=False):
@@ -59,7 +67,7 @@ class LLM:
     Attributes
     ----------
     tokenizer, ctx, chat_template : as given, with defaults filled in.
-    timings : of the latest generation; each `Stream` has its own, too.
+    timings : of the latest generation, of several prompts together; each `Stream` has its own, too.
     """
 
     def __init__(
@@ -129,13 +137,27 @@ class LLM:
             )
         return self.model(ids, self.model.new_cache(len(ids)), "all")
 
-    def generate(self, prompt: str | Sequence[int], **options: Unpack[Options]) -> str:
-        """Go on with a text, and return what was added; the options are those of `stream`."""
-        return "".join(self.stream(prompt, **options))
+    @overload
+    def generate(self, prompt: Prompt, *, parallel: int = ..., **options: Unpack[Options]) -> str: ...
+
+    @overload
+    def generate(self, prompt: Prompts, *, parallel: int = ..., **options: Unpack[Options]) -> list[str]: ...
+
+    def generate(
+        self, prompt: Prompt | Prompts, *, parallel: int = PARALLEL, **options: Unpack[Options]
+    ) -> str | list[str]:
+        """Go on with a text, or with each of several, and return what was added.
+
+        The options are those of `stream`, and of `streams` for several.
+        """
+        if _several(prompt):
+            answers = self.streams(cast(Prompts, prompt), parallel=parallel, **options)
+            return ["".join(answer) for answer in answers]
+        return "".join(self.stream(cast(Prompt, prompt), **options))
 
     def stream(
         self,
-        prompt: str | Sequence[int],
+        prompt: Prompt,
         *,
         max_tokens: int | None = None,
         stop: str | Sequence[str] = (),
@@ -180,29 +202,69 @@ class LLM:
             kept = len(ids) if keep < 0 else min(max(keep, self.tokenizer.add_bos), len(ids))
         self._check_room(len(ids), max_tokens, kept)
         sampler = make_sampler(**sampling)
+        begin = partial(Continuation, sampler=sampler, max_tokens=max_tokens, keep=kept, logprobs=logprobs)
+        answer = Stream(self.tokenizer, ids, Stops(stop), begin)
 
         def tokens(cache: KVCache) -> Generator[Token, None, None]:
-            return generate(
-                lambda ids, cache: self.model(ids, cache),
-                cache,
-                ids[cache.length :],
-                sampler,
-                max_tokens=max_tokens,
-                keep=kept,
-                logprobs=logprobs,
-                progress=progress,
-            )
+            return generate(self._compute, begin(cache), ids[cache.length :], progress=progress)
 
-        answer = Stream(self.tokenizer, len(ids), self._cache(ids), tokens, Stops(stop))
+        answer.follow(alone(answer, self._cache(ids, self._idle), tokens))
         self.timings = answer.timings
         return answer
+
+    def streams(
+        self, prompts: Prompts, *, parallel: int = PARALLEL, **options: Unpack[Options]
+    ) -> list[Stream]:
+        """Go on with several texts, which are computed together: a step loads each weight once for all.
+
+        Parameters
+        ----------
+        prompts : texts, or token ids of each.
+        parallel : how many to compute at once; when one ends, the next takes its place.
+        **options : those of `stream` for each, but `seed` may be as many numbers as there are prompts, and
+            `progress` is called with ("answers", done, total).
+
+        Returns
+        -------
+        list of Stream
+            In the order of the prompts. Reading one goes on with all of them. With the same seed, the text of
+            each is the one that its prompt would get alone.
+        """
+        if parallel < 1:
+            raise ValueError(f"parallel is {parallel}, expected at least 1")
+        progress, seed = options.pop("progress", None), options.pop("seed", None)
+        seeds = seed if isinstance(seed, Sequence) else [seed] * len(prompts)
+        if len(seeds) != len(prompts):
+            raise ValueError(f"{len(seeds)} seeds for {len(prompts)} prompts")
+        answers: list[Stream] = []
+        for prompt, options["seed"] in zip(cast(Sequence[Prompt], prompts), seeds, strict=True):
+            try:
+                answers.append(self.stream(prompt, **options))
+            except (ContextFull, ValueError) as error:
+                raise type(error)(f"prompt {len(answers)}: {error}") from None
+        idle: deque[KVCache] = deque()
+        batch = Batch(
+            answers,
+            self._compute,
+            lambda ids, caches: self.model.step(ids, caches),
+            lambda ids: self._cache(ids, idle),
+            parallel,
+            progress,
+        )
+        self.timings = batch.timings
+        return answers
+
+    def _compute(self, *arguments: Any) -> np.ndarray:
+        """What `model` computes, as long as this is open."""
+        return self.model(*arguments)
 
     @overload
     def chat(
         self,
-        messages: Sequence[Mapping[str, Any]],
+        messages: Conversation,
         *,
         stream: Literal[False] = ...,
+        parallel: int = ...,
         variables: Mapping[str, Any] | None = ...,
         **options: Unpack[Options],
     ) -> str: ...
@@ -210,35 +272,65 @@ class LLM:
     @overload
     def chat(
         self,
-        messages: Sequence[Mapping[str, Any]],
+        messages: Conversation,
         *,
         stream: Literal[True],
+        parallel: int = ...,
         variables: Mapping[str, Any] | None = ...,
         **options: Unpack[Options],
     ) -> Stream: ...
 
+    @overload
     def chat(
         self,
-        messages: Sequence[Mapping[str, Any]],
+        messages: Sequence[Conversation],
+        *,
+        stream: Literal[False] = ...,
+        parallel: int = ...,
+        variables: Mapping[str, Any] | None = ...,
+        **options: Unpack[Options],
+    ) -> list[str]: ...
+
+    @overload
+    def chat(
+        self,
+        messages: Sequence[Conversation],
+        *,
+        stream: Literal[True],
+        parallel: int = ...,
+        variables: Mapping[str, Any] | None = ...,
+        **options: Unpack[Options],
+    ) -> list[Stream]: ...
+
+    def chat(
+        self,
+        messages: Conversation | Sequence[Conversation],
         *,
         stream: bool = False,
+        parallel: int = PARALLEL,
         variables: Mapping[str, Any] | None = None,
         **options: Unpack[Options],
-    ) -> str | Stream:
-        """Answer a conversation.
+    ) -> str | Stream | list[str] | list[Stream]:
+        """Answer a conversation, or each of several.
 
         Parameters
         ----------
         messages : ``{"role": "user", "content": "Hello"}`` and so on, oldest first. Names of special tokens
-            in them are plain text to the model.
+            in them are plain text to the model. A list of conversations gets a list of answers.
         stream : return a `Stream` instead of the whole answer.
+        parallel : how many conversations to answer at once.
         variables : more for the chat template to see, such as ``{"enable_thinking": False}``.
-        **options : those of `stream`.
+        **options : those of `stream`, and of `streams` for several.
         """
         if self.chat_template is None:
             raise EdgeqError("this model has no chat template; load it with chat_template=...")
-        ids = chat_ids(self.tokenizer, self.chat_template, messages, **(variables or {}))
-        answer = self.stream(ids, **options)
+        several = _several(messages)
+        talks = cast(Sequence[Conversation], messages if several else [messages])
+        prompts = [chat_ids(self.tokenizer, self.chat_template, m, **(variables or {})) for m in talks]
+        if several:
+            answers = self.streams(prompts, parallel=parallel, **options)
+            return answers if stream else ["".join(answer) for answer in answers]
+        answer = self.stream(prompts[0], **options)
         return answer if stream else "".join(answer)
 
     def _check_room(self, prompt: int, max_tokens: int | None, keep: int | None) -> None:
@@ -258,17 +350,22 @@ class LLM:
             )
 
     @contextmanager
-    def _cache(self, ids: list[int]) -> Iterator[KVCache]:
-        """A cache for one stream, cut to what it has of a prompt: the one left behind, or else a new one."""
+    def _cache(self, ids: Sequence[int], idle: deque[KVCache]) -> Iterator[KVCache]:
+        """A cache for one stream, cut to what it has of a prompt: one left behind, or else a new one."""
         try:
-            cache = self._idle.pop()
+            cache = idle.pop()
         except IndexError:
             cache = self.model.new_cache(self.ctx)
         try:
             reuse(cache, ids)
             yield cache
         finally:
-            self._idle.append(cache)
+            idle.append(cache)
+
+
+def _several(prompts: Any) -> bool:
+    """Whether this is a list of prompts or of conversations, and not one."""
+    return len(prompts) > 0 and not isinstance(prompts, str) and isinstance(prompts[0], Sequence | np.ndarray)
 
 
 def load(

@@ -33,7 +33,7 @@ class Sampling(TypedDict, total=False):
     presence_penalty: float
     frequency_penalty: float
     logit_bias: Mapping[int, float] | None
-    seed: int | None
+    seed: int | Sequence[int] | None
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:
@@ -139,7 +139,7 @@ def make_sampler(
     presence_penalty: float = 0.0,
     frequency_penalty: float = 0.0,
     logit_bias: Mapping[int, float] | None = None,
-    seed: int | None = None,
+    seed: int | Sequence[int] | None = None,
 ) -> Sampler:
     """A function that chooses the next token.
 
@@ -154,7 +154,7 @@ def make_sampler(
         1, 0 and 0 are neutral.
     repeat_last_n : how many of the last tokens, prompt included, count as recent; -1 counts all.
     logit_bias : {token id: number added to its logit}; ``-math.inf`` bans a token.
-    seed : makes the draws repeatable; None takes fresh entropy.
+    seed : a number, or several, that make the draws repeatable; None takes fresh entropy.
 
     Returns
     -------

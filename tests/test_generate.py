@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgeq.arch import CHUNK
-from edgeq.generate import Stops, generate, prefill, reuse
+from edgeq.generate import Continuation, generate, prefill, reuse
+from edgeq.generate.stream import Stops
 from edgeq.kernels.cache import KVCache
 from edgeq.sample import log_softmax, make_sampler
 
@@ -41,7 +42,7 @@ class Checksum:
 
 
 def new_cache(capacity=64, tokens=()):
-    cache = KVCache(capacity, 1, 2, (), np.float32)
+    cache = KVCache(capacity, 1, 2, ())
     cache.tokens.extend(tokens)
     return cache
 
@@ -54,9 +55,14 @@ def greedy(ids, n):
     return ids[-n:]
 
 
+def tokens_of(model, cache, ids, sampler=None, **options):
+    text = Continuation(cache, sampler or make_sampler(**GREEDY), **options)
+    return generate(model, text, ids)
+
+
 def run(model, cache, ids, **options):
     sampler = make_sampler(**options.pop("sampling", GREEDY))
-    return [t.id for t in generate(model, cache, ids, sampler, **options)]
+    return [t.id for t in tokens_of(model, cache, ids, sampler, **options)]
 
 
 def test_tokens_are_those_of_a_model_without_a_cache():
@@ -67,7 +73,7 @@ def test_a_step_is_computed_only_for_the_next_token():
     model, cache = Checksum(), new_cache()
     assert len(run(model, cache, [3, 1, 4], max_tokens=4)) == 4
     assert model.calls == [3, 1, 1, 1]
-    tokens = generate(model, cache, [9], make_sampler())
+    tokens = tokens_of(model, cache, [9])
     assert model.calls == [3, 1, 1, 1]
     next(tokens)
     assert model.calls == [3, 1, 1, 1, 1]
@@ -81,7 +87,7 @@ def test_the_sampler_sees_the_whole_sequence():
         assert (logits == logits_after(history)).all()
         return 7
 
-    list(generate(Checksum(), new_cache(), [1, 2], sampler, max_tokens=3))
+    list(tokens_of(Checksum(), new_cache(), [1, 2], sampler, max_tokens=3))
     assert seen == [[1, 2], [1, 2, 7], [1, 2, 7, 7]]
 
 
@@ -110,7 +116,7 @@ def test_a_full_context_shifts():
         return len(lengths)
 
     cache = new_cache(capacity=9)
-    tokens = generate(Checksum(), cache, [3, 1, 4], sampler, keep=2)
+    tokens = tokens_of(Checksum(), cache, [3, 1, 4], sampler, keep=2)
     made = list(itertools.islice(tokens, 7))
     assert cache.tokens == [3, 1, 4, 1, 2, 3, 4, 5, 6]
     made.append(next(tokens))  # of the 7 after the first 2, 3 are forgotten
@@ -150,7 +156,7 @@ def test_an_interrupted_prompt_goes_on_where_it_was():
 
 def test_an_interrupted_answer_goes_on_where_it_was():
     cache = new_cache()
-    tokens = generate(Checksum(interrupt_at=3), cache, [3, 1, 4], make_sampler(**GREEDY))
+    tokens = tokens_of(Checksum(interrupt_at=3), cache, [3, 1, 4])
     got = [next(tokens).id for _ in range(3)]
     with pytest.raises(KeyboardInterrupt):
         next(tokens)
@@ -179,7 +185,7 @@ def test_a_used_cache_changes_no_token(prompts):
 
 def test_log_probabilities_are_the_models_own():
     sampling = {"temperature": 2, "top_k": 3, "repeat_penalty": 1.5, "seed": 5}
-    tokens = generate(Checksum(), new_cache(), [6], make_sampler(**sampling), max_tokens=8, logprobs=4)
+    tokens = tokens_of(Checksum(), new_cache(), [6], make_sampler(**sampling), max_tokens=8, logprobs=4)
     ids = [6]
     for token in tokens:
         logp = log_softmax(logits_after(ids))
@@ -191,9 +197,9 @@ def test_log_probabilities_are_the_models_own():
 
 
 def test_log_probabilities_only_when_asked_for():
-    (plain,) = generate(Checksum(), new_cache(), [6], make_sampler(), max_tokens=1)
+    (plain,) = tokens_of(Checksum(), new_cache(), [6], max_tokens=1)
     assert (plain.logprob, plain.top) == (None, ())
-    (chosen,) = generate(Checksum(), new_cache(), [6], make_sampler(), max_tokens=1, logprobs=0)
+    (chosen,) = tokens_of(Checksum(), new_cache(), [6], max_tokens=1, logprobs=0)
     assert chosen.logprob < 0
     assert chosen.top == ()
 
