@@ -30,6 +30,7 @@ from .chat import chat_ids
 from .errors import ContextFull, EdgeqError
 from .generate import Continuation, Token, generate, reuse
 from .generate.batch import Batch
+from .generate.lookup import MOST, Lookup
 from .generate.stream import Stops, Stream, Timings, alone
 from .kernels.cache import KVCache
 from .sample import Sampling, make_sampler
@@ -51,6 +52,7 @@ class Options(Sampling, total=False):
     logprobs: int | None
     context_shift: bool
     keep: int
+    prompt_lookup: int
     progress: Progress | None
 
 
@@ -164,6 +166,7 @@ class LLM:
         logprobs: int | None = None,
         context_shift: bool = False,
         keep: int = 0,
+        prompt_lookup: int = 0,
         progress: Progress | None = None,
         **sampling: Unpack[Sampling],
     ) -> Stream:
@@ -179,6 +182,8 @@ class LLM:
         context_shift : when the context is full, forget the older half of what comes after the first `keep`
             tokens, and go on.
         keep : tokens of the prompt that a shift never forgets; -1 for all. BOS is always kept.
+        prompt_lookup : up to how many tokens to guess ahead from the text so far, at most 15; 0 guesses none.
+            The answer is the same. It comes sooner the more it repeats, and a little later if it does not.
         progress : called with (stage, done, total) while the prompt is computed.
         **sampling : temperature, top_k, seed, ...: see ``sample.make_sampler``.
 
@@ -194,6 +199,8 @@ class LLM:
             raise ValueError(f"max_tokens is {max_tokens}, expected at least 1, or None")
         if logprobs is not None and logprobs < 0:
             raise ValueError(f"logprobs is {logprobs}, expected at least 0, or None")
+        if not 0 <= prompt_lookup <= MOST:
+            raise ValueError(f"prompt_lookup is {prompt_lookup}, expected 0 to {MOST}")
         stop = (stop,) if isinstance(stop, str) else tuple(stop)
         if "" in stop:
             raise ValueError("a stop string is empty: it would end every answer before it begins")
@@ -206,7 +213,8 @@ class LLM:
         answer = Stream(self.tokenizer, ids, Stops(stop), begin)
 
         def tokens(cache: KVCache) -> Generator[Token, None, None]:
-            return generate(self._compute, begin(cache), ids[cache.length :], progress=progress)
+            step = Lookup(self._compute, ids, prompt_lookup, answer.timings) if prompt_lookup else None
+            return generate(self._compute, begin(cache), ids[cache.length :], step=step, progress=progress)
 
         answer.follow(alone(answer, self._cache(ids, self._idle), tokens))
         self.timings = answer.timings
@@ -222,7 +230,7 @@ class LLM:
         prompts : texts, or token ids of each.
         parallel : how many to compute at once; when one ends, the next takes its place.
         **options : those of `stream` for each, but `seed` may be as many numbers as there are prompts, and
-            `progress` is called with ("answers", done, total).
+            `progress` is called with ("answers", done, total). Prompt lookup is for one prompt.
 
         Returns
         -------
@@ -232,6 +240,8 @@ class LLM:
         """
         if parallel < 1:
             raise ValueError(f"parallel is {parallel}, expected at least 1")
+        if options.get("prompt_lookup"):
+            raise ValueError("prompt_lookup is for one prompt: several share their steps already")
         progress, seed = options.pop("progress", None), options.pop("seed", None)
         seeds = seed if isinstance(seed, Sequence) else [seed] * len(prompts)
         if len(seeds) != len(prompts):

@@ -146,6 +146,7 @@ def test_each_prompt_may_have_its_seed():
         (["b" * 150, "a"], {"max_tokens": 60}, "prompt 0: a prompt of 150 tokens and max_tokens 60"),
         (["a"], {"temperature": -1}, "prompt 0: temperature is -1"),
         (["a"], {"parallel": 0}, "parallel is 0, expected at least 1"),
+        (["a"], {"prompt_lookup": 4}, "prompt_lookup is for one prompt"),
     ],
 )
 def test_what_cannot_be_is_refused_at_the_call(prompts, options, message):

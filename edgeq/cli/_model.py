@@ -84,6 +84,8 @@ SAMPLING = (
             help="Text that ends the answer."),
     option("--context-shift", is_flag=True, help="Forget the middle when the context is full."),
     option("--keep", type=click.IntRange(-1), default=0, help="Prompt tokens that a shift keeps. -1: all."),
+    option("--prompt-lookup", "--draft-max", "prompt_lookup", type=click.IntRange(0, 15), default=0,
+            help="Tokens to guess ahead from the text so far: what repeats comes sooner. 0: off."),
 )  # fmt: skip
 SYSTEM = option("-sys", "--system-prompt", metavar="TEXT")
 
@@ -175,3 +177,5 @@ def note_timings(llm: "LLM") -> None:
     for what, n, ms in (("prompt", t.prompt_n, t.prompt_ms), ("answer", t.predicted_n, t.predicted_ms)):
         rate = f", {n / ms * 1000:.1f} tokens/s" if ms else ""
         note(f"{what}: {n} tokens in {ms / 1000:.2f} s{rate}")
+    if t.draft_n:
+        note(f"prompt lookup: {t.draft_n_accepted} of {t.draft_n} guesses were right")

@@ -4,6 +4,7 @@
     generate       tokens, as long as the context has room (or by shifting it)
     Continuation   what is the same for one sequence and for many: the next token, and whether it has room
     batch.py       many sequences, which share every step
+    lookup.py      fewer steps: tokens guessed from the text so far
     stream.py      the text of the tokens, as they come
 
 The cache stays sound: a model that is interrupted takes back the step it was in, so Ctrl-C in a long prompt
@@ -23,6 +24,7 @@ from ..kernels.cache import KVCache
 from ..sample import Sampler, keep_top_k, log_softmax
 
 Compute = Callable[..., np.ndarray]  # (ids, cache, logits="last"): a Model, or a function that calls one
+Step = Callable[[int, KVCache], np.ndarray]  # (token, cache) -> the logits after it, float32 (vocab,)
 
 
 class Token(NamedTuple):
@@ -125,6 +127,7 @@ def generate(
     text: Continuation,
     ids: Sequence[int],
     *,
+    step: Step | None = None,
     progress: Progress | None = None,
 ) -> Generator[Token, None, None]:
     """Sample tokens after those in a sequence's cache and `ids`.
@@ -134,6 +137,7 @@ def generate(
     model : a model, or a function that calls one.
     text : the sequence; nothing else may use its cache meanwhile.
     ids : the tokens to append before the first is sampled, at least one.
+    step : computes what comes after a sampled token; None asks `model` for it. A `lookup.Lookup` is one.
     progress : called with ("prompt", done, total) while `ids` are computed.
 
     Yields
@@ -144,4 +148,4 @@ def generate(
     with closing(text):
         yield text.sample(prefill(model, text.cache, ids, progress))
         while text.has_room():
-            yield text.sample(model([text.last], text.cache)[0])
+            yield text.sample(step(text.last, text.cache) if step else model([text.last], text.cache)[0])

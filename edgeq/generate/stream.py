@@ -61,6 +61,7 @@ class Timings:
     prompt_n, prompt_ms : tokens of the prompt that were computed, and the time until the first was sampled.
     predicted_n, predicted_ms : tokens of the answer, and the time for those after the first. What the caller
         does between two pieces does not count.
+    draft_n, draft_n_accepted : tokens that prompt lookup has guessed, and those of them that came.
     """
 
     cache_n: int = 0
@@ -68,6 +69,8 @@ class Timings:
     prompt_ms: float = 0.0
     predicted_n: int = 0
     predicted_ms: float = 0.0
+    draft_n: int = 0
+    draft_n_accepted: int = 0
 
 
 class Stream(Iterator[str]):
