@@ -128,21 +128,24 @@ def test_activation_codes_are_the_twins(fine):
     x = (rng.standard_normal((7, 96)) * 10 ** rng.uniform(-3, 3, (7, 1))).astype(np.float32)
     x[0] = 0
     codes = np.empty(x.shape, np.int16 if fine else np.int8)
-    scale, sums = np.empty((7, 3), np.float32), np.empty((7, 6), np.int32)
-    quantize_rows(x, codes, scale, sums)
+    scale = np.empty((7, 3, 1), np.float32)
     want, want_scale, want_sums = activations.quantize_numpy(x, fine)
-    if fine:  # a row's high bytes, then its low ones
-        planes = codes.view(np.int8).reshape(7, 2, 96).astype(np.int16)
-        codes = planes[:, 0] * 256 + planes[:, 1]
+    for parts, kind, zero in ((1, np.int32, 8), (2, np.int32, 128), (1, np.float32, 0)):
+        sums = np.empty((7, 3 * parts, 1), kind)
+        quantize_rows(x, codes, scale, sums, np.int32(zero))
+        of_groups = want_sums.reshape(7, 3 * parts, -1).sum(axis=2)
+        kept = of_groups * want_scale if kind is np.float32 else -zero * of_groups
+        np.testing.assert_array_equal(sums[:, :, 0], kept.astype(kind))
+    planes = codes.view(np.int8).reshape(7, 3, -1, 32).astype(np.int16)
+    codes = (planes[:, :, 0] * 256 + planes[:, :, 1] if fine else planes[:, :, 0]).reshape(7, 96)
     np.testing.assert_array_equal(codes, want)
-    np.testing.assert_array_equal(scale, want_scale)
-    np.testing.assert_array_equal(sums, want_sums)
+    np.testing.assert_array_equal(scale[:, :, 0], want_scale)
 
 
-def quantize_rows(x, codes, scale, sums):
+def quantize_rows(x, codes, scale, sums, zero):
     """Quantize every token by the compiled function."""
     for token in range(len(x)):
-        activations.quantize_row(x, codes, scale, sums, token)
+        activations.quantize_row(x, codes, scale, sums, zero, token)
 
 
 @settings(deadline=None, max_examples=60)

@@ -8,13 +8,23 @@ Its error is that of an 8-bit format for the activations, and a model's outliers
 of 0.04 on SmolLM2. A product of few tokens waits for the weights to come from memory, and the second byte
 costs it little.
 
-With the codes go the sums of every 16 of them: the part of a matrix product that an offset (or the zero code)
-of the weights multiplies, Σ (s·(code - z) + o)·x = s·(Σ code·x - z·Σ x) + o·Σ x, costs one operation a group
-instead of one a weight.
+With the codes go their sums Σ x over a group of weights: what an offset o or the zero code z of the weights
+multiplies in a product, Σ (s·(code - z) + o)·x = s·(Σ code·x - z·Σ x) + o·Σ x, costs one operation a group
+instead of one a weight. They are kept as the product adds them, once for all rows:
+
+    float32    d * Σ q     for weights with an offset
+    int32      -z * Σ q    for all others: what their integer sums begin with
+
+A tile of tokens goes through a product together, and what belongs to the same columns lies together:
+
+    codes    (tiles, runs, planes, 8, tokens, 4)    int8; fine codes have a plane of q and one of r
+    scale    (tiles, runs, tokens)
+    sums     (tiles, runs or 2 runs, tokens)
 """
 
 import numpy as np
-from numba import njit
+from numba import njit, types
+from numba.extending import overload
 
 from . import simd
 from .lanes import RUN
@@ -24,7 +34,7 @@ SMALLEST = 1e-37  # a scale below it has no finite inverse, and stands for zeros
 
 def quantize_numpy(x: np.ndarray, fine: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """x float32 (n, cols), cols a multiple of 32 -> codes (n, cols) int8, or int16 when fine; scales f32 (n,
-    runs); sums of codes int32 (n, 2 runs). The kernels hold an int16 row as its bytes q, then its bytes r.
+    runs); sums of every 16 codes int32 (n, 2 runs).
     """
     runs = x.reshape(len(x), -1, RUN)
     scale = np.abs(runs).max(axis=2) / np.float32(127 * 256 if fine else 127)
@@ -36,13 +46,25 @@ def quantize_numpy(x: np.ndarray, fine: bool) -> tuple[np.ndarray, np.ndarray, n
     return codes.reshape(x.shape), scale, sums.reshape(len(x), -1)
 
 
+def kept_sum(sums, total, scale, zero):
+    """What is kept of a sum of codes, by the type of the array that keeps it."""
+
+
+@overload(kept_sum)
+def _kept_sum(sums, total, scale, zero):
+    if sums.dtype == types.float32:
+        return lambda sums, total, scale, zero: scale * np.float32(total)
+    return lambda sums, total, scale, zero: np.int32(-zero * total)
+
+
 @njit(nogil=True)
-def quantize_row(x, codes, scale, sums, token):
-    """The same for one token, into row `token` of codes, scale and sums; x is padded with zeros to whole
-    runs.
+def quantize_row(x, codes, scale, sums, zero, token):
+    """Quantize token number `token`; x (n, cols) is padded with zeros to whole runs, and the others are laid
+    out in tiles, codes as int8 or int16 (n, columns).
     """
     cols = x.shape[1]
-    runs = scale.shape[1]
+    runs, tokens = scale.shape[1], scale.shape[2]
+    tile, t = token // tokens, token % tokens
     for r in range(runs):
         at = token * cols + RUN * r
         if RUN * r + RUN <= cols:
@@ -59,6 +81,11 @@ def quantize_row(x, codes, scale, sums, token):
         if not usable:
             a, b = simd.splat(np.float32(0)), simd.splat(np.float32(0))
         inverse = simd.splat(np.float32(1) / d if usable else np.float32(0))
-        scale[token, r] = d
-        sums[token, 2 * r] = simd.store_codes(codes, token, RUN * r, simd.mul(a, inverse))
-        sums[token, 2 * r + 1] = simd.store_codes(codes, token, RUN * r + 16, simd.mul(b, inverse))
+        scale[tile, r, t] = d
+        first = simd.store_codes(codes, tile * runs + r, 0, tokens, t, simd.mul(a, inverse))
+        second = simd.store_codes(codes, tile * runs + r, 4, tokens, t, simd.mul(b, inverse))
+        if sums.shape[1] == runs:
+            sums[tile, r, t] = kept_sum(sums, first + second, d, zero)
+        else:
+            sums[tile, 2 * r, t] = kept_sum(sums, first, d, zero)
+            sums[tile, 2 * r + 1, t] = kept_sum(sums, second, d, zero)

@@ -13,7 +13,7 @@ from numba.extending import intrinsic
 from . import pool, simd
 from .activations import quantize_row
 from .jit import kernel
-from .lanes import PLANE_BYTES, RUN
+from .lanes import PLANE_BYTES
 from .simd import (
     F32,
     I8,
@@ -23,6 +23,7 @@ from .simd import (
     _data,
     _dot4,
     _fma,
+    _keep,
     _load,
     _load_f32,
     _lookup,
@@ -44,28 +45,28 @@ def _make_add_run(groups, tokens):
     """Make `add_run` for tiles of that many groups of rows, times that many tokens."""
 
     @intrinsic
-    def add_run(typing, acc, w, group, last, record, run, table, zero, codes, scale, sums, token):
+    def add_run(typing, acc, w, group, last, record, run, table, codes, scale, sums, tile):
         """Add the products of a run of 32 columns to acc: vector i * tokens + t is of group i and token t.
 
         w: array of records, of which w[group, record] and the same of the next groups are used, but none
         after group `last`, whose products stand for those that are not there; run: of the record; codes (n,
-        cols), scale (n, runs), sums (n, 2 runs): the quantized activations, int8 or int16; token: the first
-        of the tile. All arrays are contiguous.
+        cols), scale and sums (n, runs): the quantized activations in tiles of as many tokens; tile: number of
+        the one to take. All arrays are contiguous.
         """
         kind = w.dtype
         fields = {name: (kind.offset(name), kind.typeof(name)) for name in kind.fields}
         builds = _Run(fields, kind.size, groups, tokens, codes.dtype == types.int16)
 
         def code(context, builder, sig, args):
-            acc_, w_, _, _, _, _, table_, zero_, codes_, scale_, sums_, _ = args
-            ints = (context.cast(builder, args[i], sig.args[i], types.intp) for i in (2, 3, 4, 5, 11))
+            acc_, w_, _, _, _, _, table_, codes_, scale_, sums_, _ = args
+            ints = (context.cast(builder, args[i], sig.args[i], types.intp) for i in (2, 3, 4, 5, 10))
             arrays = ((w, w_), (table, table_), (codes, codes_), (scale, scale_), (sums, sums_))
             data = (_data(context, builder, kind, array) for kind, array in arrays)
             records = builder.extract_value(context.make_array(w)(context, builder, w_).shape, 1)
-            out = builds.add(builder, simd._vectors(builder, acc_), records, *ints, *data, zero_)
+            out = builds.add(builder, simd._vectors(builder, acc_), records, *ints, *data)
             return simd._tile(builder, out)
 
-        given = acc, w, group, last, record, run, table, types.int32, codes, scale, sums, token
+        given = acc, w, group, last, record, run, table, codes, scale, sums, tile
         return acc(*given), code
 
     return add_run
@@ -83,7 +84,7 @@ class _Run:
         self.runs_a_scale = max(1, self.runs // scales)
         self.wide = "p8" in fields or "t4" in fields
 
-    def add(self, builder, out, records, group, last, record, run, token, w, table, codes, scale, sums, zero):
+    def add(self, builder, out, records, group, last, record, run, tile, w, table, codes, scale, sums):
         """The tile's vectors, with the run's products added."""
         table = _load(builder, table, 0, ir.VectorType(I8, 16))
         bases = []
@@ -97,40 +98,30 @@ class _Run:
             self.prefetch(builder, bases, records, record, run)
         runs = builder.mul(records, I64(self.runs))
         first = builder.add(builder.mul(record, I64(self.runs)), run)
-        rows = [builder.add(token, I64(t)) for t in range(self.tokens)]
-        here = [builder.add(builder.mul(row, runs), first) for row in rows]
-        # where each token's codes of this run begin: those of high bytes, if there are any, and of low bytes
-        row_bytes = builder.mul(runs, I64(RUN * (2 if self.fine else 1)))
-        high_bytes = [builder.add(builder.mul(row, row_bytes), builder.mul(first, I64(RUN))) for row in rows]
-        low_bytes = high_bytes
-        if self.fine:
-            low_bytes = [builder.add(at, builder.mul(runs, I64(RUN))) for at in high_bytes]
-
-        def total(token, half):
-            """Sum of the token's codes that meet this half of the run, i32."""
-            sixteens = [half] if self.halves == 2 else [0, 1]
-            at = [builder.add(builder.mul(token, I64(8)), I64(4 * i)) for i in sixteens]
-            parts = [_load(builder, sums, a, I32) for a in at]
-            return parts[0] if self.halves == 2 else builder.add(*parts)
-
+        here = builder.add(builder.mul(tile, runs), first)  # of the runs of all tiles
+        width = 4 * self.tokens  # bytes of a quad, or a number, of every token
+        planes = 2 if self.fine else 1
+        codes = builder.gep(codes, [builder.mul(here, I64(planes * 8 * width))])
+        scale = builder.gep(scale, [builder.mul(here, I64(width))])
+        sums = builder.gep(sums, [builder.mul(here, I64(self.halves * width))])
         i32, f32, v64 = ir.VectorType(I32, 16), ir.VectorType(F32, 16), ir.VectorType(I8, 64)
         for half in range(self.halves):
-            totals = [total(h, half) for h in here]
-            # codes count from zero, weights from the code `zero`; an offset has that in it already
             starts = [_constant(i32, 0)] * self.tokens
+            sums_here = [half * width + 4 * t for t in range(self.tokens)]
             if "offset" not in self.fields:
-                starts = [_splat(builder, builder.mul(builder.neg(zero), t)) for t in totals]
+                starts = [_splat(builder, _load(builder, sums, at, I32)) for at in sums_here]
             low = starts * self.groups
             high = [_constant(i32, 0)] * len(low)
             for quad in range(8 // self.halves * half, 8 // self.halves * (half + 1)):
                 for i, base in enumerate(bases):
                     operand = self.operand(builder, base, run, table, quad)
-                    for dots, at in [(high, high_bytes), (low, low_bytes)][0 if self.fine else 1 :]:
+                    for plane, dots in enumerate((high, low) if self.fine else (low,)):
                         for t in range(self.tokens):
-                            four = _load(builder, codes, builder.add(at[t], I64(4 * quad)), I32)
-                            x = builder.bitcast(_splat(builder, four), v64)
+                            at = (plane * 8 + quad) * width + 4 * t
+                            x = builder.bitcast(_splat(builder, _load(builder, codes, at, I32)), v64)
                             n = i * self.tokens + t
                             dots[n] = _dot4(builder, dots[n], operand, x, self.wide)
+                low = _keep(builder, low)
             if self.fine:
                 high = [builder.shl(h, _constant(i32, 8)) for h in high]
                 low = [builder.add(*pair) for pair in zip(high, low, strict=True)]
@@ -138,20 +129,18 @@ class _Run:
                 of_scale = builder.add(builder.mul(run, I64(2)), I64(half))
             else:
                 of_scale = run if self.runs_a_scale == 1 else builder.udiv(run, I64(self.runs_a_scale))
-            steps = [_load(builder, scale, builder.mul(h, I64(4)), F32) for h in here]
-            offsets = [
-                _splat(builder, builder.fmul(builder.sitofp(total, F32), s))
-                for total, s in zip(totals, steps, strict=True)
-            ]
-            steps = [_splat(builder, s) for s in steps]
+            steps = [_splat(builder, _load(builder, scale, 4 * t, F32)) for t in range(self.tokens)]
             for i, base in enumerate(bases):
                 d = self.numbers(builder, base, "scale", of_scale)
-                o = self.numbers(builder, base, "offset", of_scale) if "offset" in self.fields else None
                 for t in range(self.tokens):
                     n = i * self.tokens + t
                     out[n] = _fma(builder, out[n], builder.sitofp(low[n], f32), builder.fmul(d, steps[t]))
-                    if o is not None:
-                        out[n] = _fma(builder, out[n], o, offsets[t])
+                if "offset" in self.fields:
+                    o = self.numbers(builder, base, "offset", of_scale)
+                    for t, at in enumerate(sums_here):
+                        n = i * self.tokens + t
+                        x = _splat(builder, _load(builder, sums, at, F32))
+                        out[n] = _fma(builder, out[n], o, x)
         return out
 
     def prefetch(self, builder, bases, records, record, run):
@@ -224,14 +213,14 @@ def share(unit, units, count):
 
 
 @njit(nogil=True)
-def quantize_tokens(unit, x, codes, scale, sums):
+def quantize_tokens(unit, x, codes, scale, sums, zero):
     """Quantize the tokens of a tile."""
     for t in range(unit * TOKENS, min(unit * TOKENS + TOKENS, x.shape[0])):
-        quantize_row(x, codes, scale, sums, t)
+        quantize_row(x, codes, scale, sums, zero, t)
 
 
 @njit(nogil=True)
-def one_unit(unit, units, w, runs, table, zero, codes, scale, sums, out, column):
+def one_unit(unit, units, w, runs, table, codes, scale, sums, out, column):
     """The rows of a unit, for one token."""
     first, stop = share(unit, units, -(-w.shape[0] // STREAMS))
     last = w.shape[0] - 1
@@ -240,38 +229,38 @@ def one_unit(unit, units, w, runs, table, zero, codes, scale, sums, out, column)
         acc = zero_one()
         for r in range(w.shape[1]):
             for run in range(runs):
-                acc = add_run_one(acc, w, g, last, r, run, table, zero, codes, scale, sums, 0)
+                acc = add_run_one(acc, w, g, last, r, run, table, codes, scale, sums, 0)
         simd.store_rows(out, column + 16 * g, 16, column + 16 * last, acc)
 
 
 @kernel()
 def one(state, w, runs, table, zero, x, codes, scale, sums, out, column):
     """out[0, column:] = x Wᵀ for one token; w (groups, records) of `runs` runs, x f32 (1, cols), out f32."""
-    quantize_row(x, codes, scale, sums, 0)
+    quantize_row(x, codes, scale, sums, zero, 0)
     units = unit_count(state, w, -(-w.shape[0] // STREAMS))
-    job = pool.job(one_unit, (units, w, runs, table, zero, codes, scale, sums, out, column))
+    job = pool.job(one_unit, (units, w, runs, table, codes, scale, sums, out, column))
     pool.run(state, units, job)
 
 
 @njit(nogil=True)
-def many_unit(unit, units, w, runs, table, zero, codes, scale, sums, out, column):
+def many_unit(unit, units, w, runs, table, codes, scale, sums, out, column):
     """The rows of a unit, for all tokens."""
     first, stop = share(unit, units, w.shape[0])
     for g in range(first, stop):
-        for t in range(0, out.shape[0], TOKENS):
+        for tile in range(out.shape[0] // TOKENS):
             acc = zero_many()
             for r in range(w.shape[1]):
                 for run in range(runs):
-                    acc = add_run_many(acc, w, g, g, r, run, table, zero, codes, scale, sums, t)
-            simd.store(out, t * out.shape[1] + column + 16 * g, out.shape[1], acc)
+                    acc = add_run_many(acc, w, g, g, r, run, table, codes, scale, sums, tile)
+            simd.store(out, tile * TOKENS * out.shape[1] + column + 16 * g, out.shape[1], acc)
 
 
 @kernel()
 def many(state, w, runs, table, zero, x, codes, scale, sums, out, column):
     """out[:n, column:] = x Wᵀ for n tokens; codes, scale, sums and out have whole tiles of TOKENS rows."""
-    pool.run(state, out.shape[0] // TOKENS, pool.job(quantize_tokens, (x, codes, scale, sums)))
+    pool.run(state, out.shape[0] // TOKENS, pool.job(quantize_tokens, (x, codes, scale, sums, zero)))
     units = unit_count(state, w, w.shape[0])
-    job = pool.job(many_unit, (units, w, runs, table, zero, codes, scale, sums, out, column))
+    job = pool.job(many_unit, (units, w, runs, table, codes, scale, sums, out, column))
     pool.run(state, units, job)
 
 

@@ -44,6 +44,8 @@ class Product:
         names = lanes.data.dtype.names
         self.record_runs = lanes.data.dtype[next(p for p in PLANE_BYTES if p in names)].shape[0]
         self.runs = self.w.shape[1] * self.record_runs
+        self.halves = max(1, lanes.data.dtype["scale"].shape[0] // self.record_runs)
+        self.sums = np.float32 if "offset" in names else np.int32
         self.table = lanes.table
         self.zero = np.int32(simd.WIDE_BIAS if "p8" in names or "t4" in names else lanes.zero)
         fixed = state, self.w, self.record_runs, self.table, self.zero, x
@@ -52,11 +54,12 @@ class Product:
         self.coarse = matmul.many.entry(*fixed, *self.scratch(1, np.int8), out, 0)
 
     def scratch(self, n: int, codes: type) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Room for the codes, scales and sums of n quantized tokens."""
+        """Room for the codes, scales and sums of n quantized tokens, one or whole tiles."""
+        tokens = 1 if n == 1 else TOKENS
         return (
             np.empty((n, self.runs * RUN), codes),
-            np.empty((n, self.runs), np.float32),
-            np.empty((n, 2 * self.runs), np.int32),
+            np.empty((n // tokens, self.runs, tokens), np.float32),
+            np.empty((n // tokens, self.runs * self.halves, tokens), self.sums),
         )
 
     def __call__(self, x: np.ndarray, out: np.ndarray, column: int) -> None:

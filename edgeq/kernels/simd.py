@@ -147,6 +147,23 @@ def _fma(builder, acc, a, b):
     return builder.fadd(builder.fmul(a, b, flags=CONTRACT), acc, flags=CONTRACT)
 
 
+def _keep(builder, vectors):
+    """The same vectors, which LLVM must have in registers here: it may not put off what makes one of them
+    until all is done for another, a chain of instructions that wait for each other.
+    """
+    if not PATH.bits:
+        return vectors
+    register = "w" if "arm" in PATH.name else "v" if PATH.bits == 512 else "x"
+    pieces = [p for v in vectors for p in _pieces(builder, v, 512 // PATH.bits)]
+    out = ir.LiteralStructType([p.type for p in pieces])
+    constraints = [f"={register}"] * len(pieces) + [str(i) for i in range(len(pieces))]
+    kind = ir.FunctionType(out, [p.type for p in pieces])
+    kept = builder.asm(kind, "", ",".join(constraints), pieces, True)
+    kept = [builder.extract_value(kept, i) for i in range(len(pieces))]
+    each = len(pieces) // len(vectors)
+    return [_join(builder, kept[i : i + each]) for i in range(0, len(kept), each)]
+
+
 def _widen(builder, v):
     """float16 lanes as float32."""
     wide = ir.VectorType(F32, v.type.count)
@@ -520,29 +537,35 @@ def code_limit(typing, codes):
 
 
 @intrinsic
-def store_codes(typing, codes, row, column, tile):
-    """Round sixteen lanes to activation codes, store them from that place on, and return their sum.
+def store_codes(typing, codes, run, quad, tokens, token, tile):
+    """Round sixteen lanes to activation codes, store them as four quads of a token, and return their sum.
 
-    codes int8 (n, cols): a byte each. codes int16 (n, cols): the row's high bytes, then its low bytes.
+    codes, int8 or int16, is laid out as activations.py describes; run: of the runs of all tiles; quad: the
+    first; tokens: of a tile; token: in its tile.
     """
     fine = codes.dtype == types.int16
 
     def code(context, builder, sig, args):
-        (v,) = _vectors(builder, args[3])
-        i32, i8 = ir.VectorType(I32, LANES), ir.VectorType(I8, LANES)
-        row, column = (context.cast(builder, args[i], sig.args[i], types.intp) for i in (1, 2))
-        cols = builder.extract_value(context.make_array(codes)(context, builder, args[0]).shape, 1)
-        at = builder.add(builder.mul(row, builder.mul(cols, I64(2)) if fine else cols), column)
+        (v,) = _vectors(builder, args[5])
+        i32, quads = ir.VectorType(I32, LANES), ir.VectorType(I32, 4)
+        run, quad, tokens, token = (
+            context.cast(builder, args[i], sig.args[i], types.intp) for i in range(1, 5)
+        )
         base = _data(context, builder, codes, args[0])
         q = builder.fptosi(_call(builder, "llvm.rint.v16f32", v.type, v), i32)
-        high = q
+        planes = [q]
         if fine:
             half = builder.icmp_unsigned("==", builder.and_(q, _constant(i32, 255)), _constant(i32, 128))
             q = builder.add(q, builder.zext(half, i32))
             high = builder.ashr(builder.add(q, _constant(i32, 127)), _constant(i32, 8))
-            low = builder.sub(q, builder.shl(high, _constant(i32, 8)))
-            _store(builder, base, builder.add(at, cols), builder.trunc(low, i8))
-        _store(builder, base, at, builder.trunc(high, i8))
+            planes = [high, builder.sub(q, builder.shl(high, _constant(i32, 8)))]
+        for p, plane in enumerate(planes):
+            four = builder.bitcast(builder.trunc(plane, ir.VectorType(I8, LANES)), quads)
+            first = builder.add(builder.mul(run, I64(8 * len(planes))), builder.add(quad, I64(8 * p)))
+            for i in range(4):
+                place = builder.add(builder.mul(builder.add(first, I64(i)), tokens), token)
+                value = builder.extract_element(four, I32(i))
+                _store(builder, base, builder.mul(place, I64(4)), value)
         return _call(builder, "llvm.vector.reduce.add.v16i32", I32, q)
 
-    return types.int32(codes, row, column, tile), code
+    return types.int32(codes, run, quad, tokens, token, tile), code
