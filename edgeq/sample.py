@@ -8,6 +8,7 @@ on a few dozen numbers. Names, defaults and order are llama.cpp's.
 """
 
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TypedDict
@@ -59,7 +60,9 @@ def penalize(
     A positive logit is divided by `repeat` and a negative one multiplied, so that both fall for repeat > 1.
     Then `presence` is subtracted once, and `frequency` for each time that the id occurs.
     """
-    ids, counts = np.unique(np.asarray(recent, np.int64), return_counts=True)
+    occurrences = Counter(recent)
+    ids = np.fromiter(occurrences.keys(), np.int64, len(occurrences))
+    counts = np.fromiter(occurrences.values(), np.int64, len(occurrences))
     x = logits.copy()
     at = x[ids]
     x[ids] = np.where(at > 0, at / repeat, at * repeat) - presence - frequency * counts
@@ -73,10 +76,11 @@ def keep_top_k(logits: np.ndarray, k: int) -> np.ndarray:
     partials = 8 * k
     depth = logits.size // partials
     if depth < 2:
-        return np.argsort(-logits, kind="stable")[:k]
+        return (-logits).argsort(kind="stable")[:k]
     maxima = logits[: depth * partials].reshape(depth, partials).max(axis=0)
-    above = np.flatnonzero(logits >= np.partition(maxima, -k)[-k])
-    return above[np.argsort(-logits[above], kind="stable")[:k]]
+    maxima.partition(partials - k)
+    above = (logits >= maxima[-k]).nonzero()[0]
+    return above[(-logits[above]).argsort(kind="stable")[:k]]
 
 
 def _keep_mass(score: np.ndarray, weights: np.ndarray, mass: float) -> np.ndarray:
@@ -84,9 +88,9 @@ def _keep_mass(score: np.ndarray, weights: np.ndarray, mass: float) -> np.ndarra
     k = 256
     while True:
         best = keep_top_k(score, k)
-        running = np.cumsum(weights[best], dtype=np.float64)
+        running = weights[best].cumsum(dtype=np.float64)
         if running[-1] >= mass or k >= score.size:
-            return best[: np.searchsorted(running, mass) + 1]
+            return best[: running.searchsorted(mass) + 1]
         k *= 8
 
 
@@ -98,7 +102,7 @@ def keep_top_p(logits: np.ndarray, p: float) -> np.ndarray:
 
 def keep_min_p(logits: np.ndarray, p: float) -> np.ndarray:
     """Positions at least p times as probable as the most probable one."""
-    return np.flatnonzero(logits >= logits.max() + np.float32(math.log(p)))
+    return (logits >= logits.max() + np.float32(math.log(p))).nonzero()[0]
 
 
 def keep_typical(logits: np.ndarray, p: float) -> np.ndarray:
@@ -114,8 +118,8 @@ def keep_typical(logits: np.ndarray, p: float) -> np.ndarray:
 
 def _draw(weights: np.ndarray, rng: np.random.Generator) -> int:
     """Position drawn with a probability proportional to its weight."""
-    running = np.cumsum(weights, dtype=np.float64)
-    return int(np.searchsorted(running, rng.random() * running[-1], side="right"))
+    running = weights.cumsum(dtype=np.float64)
+    return int(running.searchsorted(rng.random() * running[-1], side="right"))
 
 
 def draw(logits: np.ndarray, rng: np.random.Generator) -> int:
