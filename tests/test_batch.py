@@ -1,6 +1,7 @@
 """Several prompts at once: each gets the text that it would get alone."""
 
 import gc
+import itertools
 import json
 import weakref
 from concurrent.futures import ThreadPoolExecutor
@@ -108,6 +109,21 @@ def test_steps_are_shared_and_places_taken_over():
     assert model.steps == [3] * 9 + [2] * 9
     assert (llm.timings.prompt_n + llm.timings.cache_n, llm.timings.predicted_n) == (5, 50)
     assert model.caches == 3
+
+
+def test_full_steps_are_of_the_same_caches_in_the_same_order():
+    steps = []
+
+    class Spy(Tally):
+        def step(self, ids, caches):
+            steps.append(list(map(id, caches)))
+            return super().step(ids, caches)
+
+    LLM(Spy(), byte_tokenizer()).generate([c * 3 for c in "abcdefghijklmnop"], parallel=4, seed=1)
+    full = [s for s in steps if len(s) == 4]
+    assert len(full) > 20
+    assert all(s == full[0] for s in full)
+    assert all(set(later) < set(s) or later == s for s, later in itertools.pairwise(steps))
 
 
 def test_a_place_keeps_what_prompts_share():

@@ -100,9 +100,11 @@ class Batch:
         stream.timings.prompt_ms = 1e3 * (time.perf_counter() - since)
         return [Member(stream, life, text)] if text else []
 
-    def _step(self, members: Sequence[Member]) -> list[Member]:
+    def _step(self, members: list[Member]) -> list[Member]:
         """Compute a token of each stream; those that go on."""
         since = time.perf_counter()
+        # A model that has computed a step of these caches in this order before need not plan it again.
+        members.sort(key=lambda m: id(m.text.cache))
         logits = self.step([m.text.last for m in members], [m.text.cache for m in members])
         going = [m for m, row in zip(members, logits, strict=True) if m.life.send(row)]
         ms = 1e3 * (time.perf_counter() - since)

@@ -100,7 +100,7 @@ class Lookup:
     def _compute(self, ids: Sequence[int], cache: KVCache) -> np.ndarray:
         """Logits after each token, float32 (len(ids), vocab)."""
         since = time.perf_counter()
-        rows = self.model(ids, cache, "all")
+        rows = self.model(ids, cache, "all" if len(ids) > 1 else "last")
         took, kind = time.perf_counter() - since, len(ids) > 1
         usual = self.seconds[kind] or took
         self.seconds[kind] = min(took, usual + NEWS * (took - usual))  # delays count little

@@ -119,7 +119,9 @@ class Stream(Iterator[str]):
         return self._ready.popleft()
 
     def close(self) -> None:
-        """End the generation here and give its cache back; dropping the stream does the same."""
+        """End the generation here and give its cache back. Dropping the stream, or all that go on together,
+        does the same.
+        """
         self.closed = True
         self._steps.close()
         self._ready.clear()
