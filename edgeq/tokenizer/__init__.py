@@ -3,7 +3,8 @@
 core            Tokenizer and its streaming Decoder
 gguf            a tokenizer from GGUF metadata
 huggingface     a tokenizer from a folder with tokenizer.json or tokenizer.model
-bpe, spm        the two ways to join characters into tokens
+bpe, spm        the two ways to order the merges of characters into tokens
+merge           the merging
 special         tokens that are matched in the text as they are
 sentencepiece   reads tokenizer.model
 """

@@ -1,5 +1,6 @@
-"""Byte-level byte-pair encoding, on the tokenizers library: regular expressions cut text into words, whose
-bytes are written as printable characters, and neighbors are joined in the order of a list of merges.
+"""Byte-level byte-pair encoding: regular expressions cut text into words, whose bytes are written as
+printable characters (both done by the tokenizers library), and neighbors are joined in the order of a list of
+merges.
 
     "don't  stop"  →  don | 't | ␣ | ␣stop  →  don | 't | Ġ | Ġstop  →  ids
 
@@ -10,8 +11,9 @@ under those names, as the models' own tokenizer.json files have them.
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-import tokenizers
-from tokenizers import Regex, models, pre_tokenizers
+from tokenizers import Regex, pre_tokenizers
+
+from . import merge
 
 
 class Cut(NamedTuple):
@@ -73,19 +75,25 @@ _FAMILIES = {
 CUTS = {name: cut for names, cut in _FAMILIES.items() for name in names.split()}
 
 
-def encoder(
-    ids: Mapping[str, int], merges: Sequence[tuple[str, str]], cut: Cut
-) -> Callable[[str], list[int]]:
-    """A function text -> ids. Making it raises an Exception when a merge takes or makes what is no token."""
-    engine = tokenizers.Tokenizer(models.BPE(dict(ids), list(merges), ignore_merges=cut.whole_words))
+def encoder(ids: Mapping[str, int], merges: Sequence[str], cut: Cut) -> Callable[[str], list[int]]:
+    """A function text -> ids; merges are "left right", best first, and make tokens."""
+    ranks = {pair: rank for rank, pair in enumerate(merges)}
+
+    def order(word: str, i: int, j: int, k: int) -> int | None:
+        return ranks.get(f"{word[i:j]} {word[j:k]}")
+
+    of_merged = merge.encoder(order, lambda symbol: (ids[symbol],))
+    unspelled = {ord(letter): None for letter in _BYTES if letter not in ids}  # bytes that are no tokens
+
+    def of_word(word: str) -> Sequence[int]:
+        if cut.whole_words and word in ids:
+            return (ids[word],)
+        return of_merged(word.translate(unspelled) if unspelled else word)
+
     words = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in cut.patterns]
     spell = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    engine.pre_tokenizer = pre_tokenizers.Sequence([*words, spell])
-
-    def encode(text: str) -> list[int]:
-        return engine.encode(text, add_special_tokens=False).ids
-
-    return encode
+    split = pre_tokenizers.Sequence([*words, spell]).pre_tokenize_str
+    return lambda text: [id for word, _ in split(text) for id in of_word(word)]
 
 
 # A byte is written as the character of its number where that prints, the other 68 as U+0100 and on.

@@ -176,13 +176,13 @@ def _cut(v: _Vocabulary, unknown_pre: str | None) -> bpe.Cut:
 
 
 def _bpe_encoder(v: _Vocabulary, cut: bpe.Cut) -> Encode:
-    merges: list[Any] = [tuple(merge.split(" ")) for merge in v.strings("merges")]
-    if wrong := next((merge for merge in merges if len(merge) != 2), None):
-        raise v.error("merges", repr(" ".join(wrong)), "two tokens and a space between them")
-    try:
-        return bpe.encoder(v.of_kind(*TEXT), merges, cut)
-    except Exception as e:  # the library raises nothing more specific
-        raise v.error("merges", str(e), "merges of tokens into tokens") from e
+    merges, ids = v.strings("merges"), v.of_kind(*TEXT)
+    for merge in merges:
+        if merge.count(" ") != 1:
+            raise v.error("merges", repr(merge), "two tokens and a space between them")
+        if merge.replace(" ", "") not in ids:
+            raise v.error("merges", repr(merge), "merges of tokens into tokens")
+    return bpe.encoder(ids, merges, cut)
 
 
 def _spm_encoder(v: _Vocabulary) -> Encode:
