@@ -117,11 +117,10 @@ def main(data: Path, gguf: Path) -> None:
 
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32).eval()
-    for protocol in ("llama.cpp", "gptq"):
-        ids = tokenizer(read("wiki.test.raw", protocol), add_special_tokens=False).input_ids
-        cut, first = windows(ids, protocol, 512, 2, None)
-        log_p = log_probabilities(model, cut, first)
-        case("smollm2", "wiki.test.raw", protocol, 512, 2, alone(log_p, cut[:, first:].flatten()))
+    ids = tokenizer(read("wiki.test.raw", "llama.cpp"), add_special_tokens=False).input_ids
+    cut, first = windows(ids, "llama.cpp", 512, 2, None)
+    found = alone(log_probabilities(model, cut, first), cut[:, first:].flatten())
+    case("smollm2", "wiki.test.raw", "llama.cpp", 512, 2, found)
 
     pieces = sentencepiece.SentencePieceProcessor(model_file=str(data / "stories260k" / "tok512.model"))
     models = [
