@@ -27,7 +27,7 @@ from .estimates import Estimate, correlation, exp_mean, mean, quantile, root_mea
 from .protocol import Protocol, cut
 
 # Tokens whose logits are in memory together: so few that the fast head takes 16-bit activations, as it does
-# in an answer. With the 8 bits of a long prompt the KL divergence of SmolLM2 Q4_1 would be 0.0028, not 0.0022.
+# in an answer. With the 8 bits of a long prompt the KL divergence of SmolLM2 Q4_1 is 0.0028, not 0.0022.
 SLICE = 16
 PERCENTILES = (90.0, 95.0, 99.0, 99.9)
 
