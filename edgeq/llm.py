@@ -384,6 +384,8 @@ def load(
     backend: Literal["numba", "numpy"] = "numba",
     threads: int | None = None,
     ctx: int | None = None,
+    cache_type_k: Literal["f32", "f16", "q8_0"] | None = None,
+    cache_type_v: Literal["f32", "f16", "q8_0"] | None = None,
     chat_template: str | Path | None = None,
     unknown_pre: str | None = None,
     check: Callable[[Path, dict[str, Any], dict[str, Tensor]], None] | None = None,
@@ -399,6 +401,8 @@ def load(
     threads : threads that compute; None takes one for each core.
     ctx : most tokens of a sequence; None takes the model's own limit, but no more than 4096. The cache takes
         memory as it fills.
+    cache_type_k, cache_type_v : what keys and values are kept as; None takes "f16", for the numpy backend
+        "f32". "q8_0" takes half the memory of "f16", and its heads must be multiples of 32 numbers.
     chat_template : Jinja source, the name of a built-in template (``"gemma"``), or the Path of a file, to use
         instead of the model's own.
     unknown_pre : the pre-tokenizer to go on with where a GGUF file names one that edgeq does not know, see
@@ -424,7 +428,14 @@ def load(
     if check is not None:
         check(path, meta, tensors)
     model = arch.load(
-        meta, tensors, backend=backend, path=path, threads=threads, progress=progress, release=files.release
+        meta,
+        tensors,
+        backend=backend,
+        path=path,
+        threads=threads,
+        cache_types=(cache_type_k, cache_type_v),
+        progress=progress,
+        release=files.release,
     )
     if path.is_dir():
         words = tokenizer.from_huggingface(path)

@@ -5,8 +5,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from . import arch, kernels
 from .arch import config
 from .arch.weights import Weights
@@ -34,16 +32,23 @@ def shape(meta: Mapping[str, Any], tensors: Mapping[str, Tensor], path: object) 
     return config.read(meta, Weights(tensors, kernels, path).vocab_size(), path, interleaved=True)
 
 
-def estimate(c: config.Config, tensors: Mapping[str, Tensor], *, backend: str, ctx: int) -> Estimate:
+def estimate(
+    c: config.Config,
+    tensors: Mapping[str, Tensor],
+    *,
+    backend: str,
+    ctx: int,
+    cache_types: tuple[str | None, str | None] = (None, None),
+) -> Estimate:
     """Memory for a model of this shape with a context of `ctx` tokens."""
     matrices = [t for t in tensors.values() if len(t.shape) == 2]
     if backend == "numpy":
         weights = sum(t.rows * t.cols * 4 for t in matrices)
     else:
         weights = sum(t.nbytes for t in matrices)
-    item = {"f32": 4, "f16": 2}[kernels.backend(backend).CACHE_TYPE]
+    cache = c.cache_bytes(ctx, *kernels.cache_types(backend, *cache_types))
     widths = 3 * c.dim + 2 * (c.heads + 2 * c.kv_heads) * c.head_dim + 3 * c.ffn
-    return Estimate(weights, c.cache_bytes(ctx, item), PROGRAM + 4 * (arch.CHUNK * widths + 2 * c.vocab_size))
+    return Estimate(weights, cache, PROGRAM + 4 * (arch.CHUNK * widths + 2 * c.vocab_size))
 
 
 def available() -> int:

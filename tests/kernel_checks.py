@@ -63,7 +63,7 @@ def check_attention(
 ) -> None:
     """The compiled attention agrees with the NumPy one, over the same past."""
     table = rope(before + n, dims or head_dim, 10000.0, interleaved=interleaved)
-    kinds = kind or numba_backend.CACHE_TYPE, "f32"
+    kinds = kind or numba_backend.CACHE_TYPES[0], "f32"
     caches = [KVCache(before + n, kv_heads, head_dim, [table], k, k) for k in kinds]
     past = [rng.standard_normal((before, kv_heads, head_dim)).astype(np.float32) for _ in range(2)]
     for cache in caches:

@@ -55,17 +55,17 @@ class Model:
     config : the model's shape.
     backend : "numba" or "numpy".
     threads : threads that compute.
+    cache_types : of keys and values in new caches, see ``kernels/cache.py``.
     """
 
-    def __init__(self, network: Any, backend: str, threads: int) -> None:
-        self.network, self.backend, self.threads = network, backend, threads
+    def __init__(self, network: Any, backend: str, threads: int, cache_types: tuple[str, str]) -> None:
+        self.network, self.backend, self.threads, self.cache_types = network, backend, threads, cache_types
         self.config, self.ops = network.config, kernels.backend(backend)
 
     def new_cache(self, capacity: int) -> KVCache:
         """An empty cache for a sequence of up to `capacity` tokens."""
         c = self.config
-        kind = self.ops.CACHE_TYPE
-        return KVCache(capacity, c.kv_heads, c.head_dim, self.network.ropes(capacity), kind, kind)
+        return KVCache(capacity, c.kv_heads, c.head_dim, self.network.ropes(capacity), *self.cache_types)
 
     def __call__(
         self, ids: Sequence[int], cache: KVCache, logits: Literal["last", "all"] = "last"
@@ -191,18 +191,20 @@ def load(
     backend: str = "numba",
     path: object = "model",
     threads: int | None = None,
+    cache_types: tuple[str | None, str | None] = (None, None),
     progress: Progress | None = None,
     release: Callable[[np.ndarray], None] = lambda data: None,
 ) -> Model:
     """Build the model of a file's metadata and tensors (as ``files.read`` gives them).
 
-    `threads` None takes one for each core; `release` is called with bytes of matrices that were copied, as
-    ``files.release`` wants them.
+    `threads` None takes one for each core, `cache_types` None the backend's usual one; `release` is called
+    with bytes of matrices that were copied, as ``files.release`` wants them.
     """
     module, meta, tensors = identify(meta, tensors, path)
     ops = kernels.backend(backend)
     threads = threads or kernels.cores()
+    keys, values = kernels.cache_types(backend, *cache_types)
     weights = Weights(tensors, ops, path, progress, release, lambda: turn(ops, threads))
     network = module.network(meta, weights)
     ops.ready(progress)
-    return Model(network, backend, threads)
+    return Model(network, backend, threads, (keys, values))

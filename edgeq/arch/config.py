@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import FormatError
+from ..kernels.cache import BLOCKS, BYTES, LANES
 
 # No real model comes near these; a file beyond them is broken or hostile, and must not make edgeq allocate.
 LIMITS = {
@@ -89,12 +90,12 @@ class Config:
     interleaved: bool
     windows: tuple[int, ...]
 
-    def cache_bytes(self, capacity: int, itemsize: int) -> int:
-        """Bytes of the keys and values of `capacity` tokens, both in whole vectors (see
-        ``kernels/cache.py``).
-        """
-        vectors = -(-self.head_dim // 16) * 16
-        return self.layers * self.kv_heads * -(-capacity // 16) * 16 * (self.head_dim + vectors) * itemsize
+    def cache_bytes(self, capacity: int, keys: str, values: str) -> int:
+        """Bytes of the keys and values of `capacity` tokens, of these types (see ``kernels/cache.py``)."""
+        width = -(-self.head_dim // LANES) * LANES
+        positions = -(-capacity // (LANES * BLOCKS)) * LANES * BLOCKS
+        a_position = self.head_dim * BYTES[keys] + width * BYTES[values]
+        return round(self.layers * self.kv_heads * positions * a_position)
 
 
 def read(meta: Mapping[str, Any], vocab_size: int, path: object, *, interleaved: bool) -> Config:

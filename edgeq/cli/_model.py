@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import click
 
@@ -16,8 +16,8 @@ from ..errors import EdgeqError
 from ._console import note, progress, size
 
 if TYPE_CHECKING:
-    from ..arch.config import Config
     from ..llm import LLM
+    from ..memory import Estimate
     from ..tensor import Tensor
 
 LOGIT_BIAS = re.compile(r"(\d+)([+-](?:\d+(?:\.\d*)?|\.\d+|inf))")
@@ -48,6 +48,8 @@ def option(*names: str, **settings: Any) -> click.Option:
 
 
 COUNT, NUMBER, SHARE = click.IntRange(0), click.FloatRange(0), click.FloatRange(0, 1)
+CacheType = Literal["f32", "f16", "q8_0"]
+CACHE_TYPE = click.Choice(get_args(CacheType))
 TEXT_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 MODEL = option("-m", "--model", metavar="MODEL", help="A name, hf:USER/REPO[:QUANT], an address or a path.")
@@ -56,6 +58,8 @@ LOADING = (
             help="Tokens of context. 0: as many as the model allows, up to 4096."),
     option("-t", "--threads", type=click.IntRange(-1), default=-1, callback=_unless(0),
             help="-1: one for each core."),
+    option("-ctk", "--cache-type-k", type=CACHE_TYPE, help="Of keys; q8_0 takes half the memory of f16."),
+    option("-ctv", "--cache-type-v", type=CACHE_TYPE, help="Of values."),
     option("--backend", type=click.Choice(["numba", "numpy"]), default="numba",
             help="numpy is slow and exact."),
     option("--chat-template", metavar="TEXT", help="Jinja, or the name of a built-in template."),
@@ -111,6 +115,8 @@ def open_model(
     *,
     ctx: int | None = None,
     threads: int | None = None,
+    cache_type_k: CacheType | None = None,
+    cache_type_v: CacheType | None = None,
     backend: Literal["numba", "numpy"] = "numba",
     chat_template: str | None = None,
     chat_template_file: Path | None = None,
@@ -123,11 +129,16 @@ def open_model(
     import edgeq
 
     from .. import catalog, files, memory
+    from ..llm import DEFAULT_CTX
 
     def check(path: Path, meta: dict[str, Any], tensors: "dict[str, Tensor]") -> None:
         if check_tensors:
             files.check_finite(path, tensors.values())
-        _check_memory(path, memory.shape(meta, tensors, path), tensors, ctx, backend, force, verbose)
+        c = memory.shape(meta, tensors, path)
+        tokens = min(ctx or DEFAULT_CTX, c.context_length)
+        types = cache_type_k, cache_type_v
+        need = memory.estimate(c, tensors, backend=backend, ctx=tokens, cache_types=types)
+        _check_memory(path, need, tokens, force, verbose)
 
     with progress() as report:
         path = catalog.resolve(name or catalog.default(), report)
@@ -137,6 +148,8 @@ def open_model(
                 backend=backend,
                 threads=threads,
                 ctx=ctx,
+                cache_type_k=cache_type_k,
+                cache_type_v=cache_type_v,
                 chat_template=chat_template_file or chat_template,
                 unknown_pre=unknown_pre,
                 check=check,
@@ -144,21 +157,11 @@ def open_model(
             )
 
 
-def _check_memory(
-    path: Path,
-    shape: "Config",
-    tensors: "dict[str, Tensor]",
-    ctx: int | None,
-    backend: str,
-    force: bool,
-    verbose: bool,
-) -> None:
+def _check_memory(path: Path, need: "Estimate", ctx: int, force: bool, verbose: bool) -> None:
     """Raise EdgeqError for a model that does not fit in memory."""
     from .. import memory
-    from ..llm import DEFAULT_CTX
 
-    ctx = min(ctx or DEFAULT_CTX, shape.context_length)
-    need, free = memory.estimate(shape, tensors, backend=backend, ctx=ctx), memory.available()
+    free = memory.available()
     parts = (
         f"weights {size(need.weights)}, context of {ctx} tokens {size(need.cache)}, work {size(need.work)}"
     )

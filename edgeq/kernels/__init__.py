@@ -14,7 +14,7 @@ A backend is a module with
     again(caches, what, x, f)      f(x), which comes again and again for the same sequences
     ready(progress)                compile what the above will run
     computing(threads)             a context in which that many threads compute
-    CACHE_TYPE                     element type of the key/value cache
+    CACHE_TYPES                    that keys and values may have, the usual one first
 """
 
 import importlib
@@ -31,6 +31,16 @@ def backend(name: str) -> ModuleType:
     if name not in BACKENDS:
         raise ValueError(f"unknown backend {name!r}; edgeq has {', '.join(BACKENDS)}")
     return importlib.import_module(f"{__name__}.{name}_backend")
+
+
+def cache_types(name: str, keys: str | None, values: str | None) -> tuple[str, str]:
+    """Types of a backend's keys and values, the usual one for None; ValueError for one that it lacks."""
+    have = backend(name).CACHE_TYPES
+    keys, values = keys or have[0], values or have[0]
+    for kind in (keys, values):
+        if kind not in have:
+            raise ValueError(f"a cache of {kind!r}; on this machine the {name} backend has {', '.join(have)}")
+    return keys, values
 
 
 def warmup(progress: Callable[[str, int, int], None] | None = None) -> None:

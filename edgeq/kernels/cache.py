@@ -25,6 +25,7 @@ BLOCKS = 4  # that kernels may read at once: there are whole fours of them
 Q8_KEYS = np.dtype([("scale", "<f2", LANES), ("codes", "i1", (GROUP, LANES))])
 Q8_VALUES = np.dtype([("scale", "<f2"), ("codes", "i1", GROUP)])
 TYPES = {"f32": np.dtype("<f4"), "f16": np.dtype("<f2"), "q8_0": None}
+BYTES = {"f32": 4, "f16": 2, "q8_0": Q8_VALUES.itemsize / GROUP}  # of a number
 
 
 class KVCache:

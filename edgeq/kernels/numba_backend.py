@@ -20,7 +20,8 @@ from .program import Program, replay
 from .rope import rope
 from .simd import kernel_view
 
-CACHE_TYPE = "f16" if simd.PATH.half else "f32"
+# of keys and values, the usual one first; without instructions for float16 there are neither that nor scales
+CACHE_TYPES = ("f16", "f32", "q8_0") if simd.PATH.half else ("f32",)
 # kernels that the prepared matrices will run, and those that every model runs
 WANTED: set[Entry] = set()
 EMPTY = np.zeros(0, np.float32)
@@ -233,7 +234,7 @@ def ready(progress: Progress | None) -> None:
         replay.fixed,
         elementwise.rms_norm.fixed,
         elementwise.add.fixed,
-        attention_entry(CACHE_TYPE, CACHE_TYPE),
+        attention_entry(CACHE_TYPES[0], CACHE_TYPES[0]),
         elementwise.silu_gate.fixed,
         elementwise.gelu_gate.fixed,
     )

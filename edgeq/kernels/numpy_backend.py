@@ -13,7 +13,7 @@ from .cache import KVCache
 from .heads import Heads
 from .rope import rotate
 
-CACHE_TYPE = "f32"
+CACHE_TYPES = ("f32", "f16", "q8_0")
 
 
 class Linear:
