@@ -90,3 +90,33 @@ def test_a_forked_process_has_a_pool_of_its_own():
         check=False,
     )
     assert run.returncode == 0
+
+
+@njit(nogil=True)
+def slow_unit(unit, counts):
+    if unit == 1:
+        for _ in range(100):
+            pool.nap()
+    counts[unit] += 1
+
+
+@kernel("void(i8[::1], i8[::1])")
+def wait_for_a_unit(state, counts):
+    pool.run(state, len(counts), pool.job(slow_unit, (counts,)))
+
+
+def test_a_thread_that_keeps_others_waiting_is_left_out_for_a_while():
+    counts, tries = np.zeros(2, np.int64), 0
+    with pool.computing(2):
+        state = pool.state()
+        state[pool.ACTIVE], state[pool.CALM] = 2, 0
+        while state[pool.ACTIVE] == 2 and tries < 1000:  # until it is the other thread that has the slow unit
+            wait_for_a_unit(state, counts)
+            tries += 1
+        assert state[pool.ACTIVE] == 1
+        assert (counts == tries).all()
+        counts[:] = 0
+        for _ in range(pool.RECOVERY + 1):
+            count(state, counts, 1)
+        assert state[pool.ACTIVE] == 2
+        assert (counts == pool.RECOVERY + 1).all()

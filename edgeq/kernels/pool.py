@@ -12,13 +12,15 @@ that exists keeps its job alive until it is done. So there is nothing to lock, a
 finds nothing left.
 
 Between jobs the threads spin for a moment, then yield, and after a call of the model they sleep until the
-next.
+next. A job that waits long for a unit, longer than the rest of it took, tells that another program has one of
+the processors: then one thread fewer takes part for a while.
 """
 
 import atexit
 import os
 import platform
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -31,11 +33,24 @@ from numba.extending import intrinsic
 from .jit import kernel
 
 # places in the shared state, a cache line apart
-TICKET, DONE, FUNCTION, ARGUMENTS, STOP, BUSY, THREADS, PLACES = 0, 8, 16, 17, 24, 25, 26, 32
+TICKET, DONE, FUNCTION, ARGUMENTS, STOP, BUSY, THREADS, ACTIVE, CALM, PLACES = (
+    0,
+    8,
+    16,
+    17,
+    24,
+    25,
+    26,
+    27,
+    28,
+    32,
+)
 UNIT_BITS = 32
 MANY = (1 << UNIT_BITS) - 1
 SPINS = 2000  # pauses before a thread gives others its processor, about 0.1 ms
 YIELDS = 2000  # times it does so before it sleeps, about 1 ms
+LONG = 500_000  # nanoseconds of waiting that another program is to blame for
+RECOVERY = 5000  # jobs without such a wait, some tens of tokens, after which one more thread is tried
 
 I8P, I32, I64 = ir.IntType(8).as_pointer(), ir.IntType(32), ir.IntType(64)
 # tells the processor that the thread waits, where there is such an instruction
@@ -102,6 +117,21 @@ nap = _system_call("usleep", I32(20))
 
 
 @intrinsic
+def clock(typing):
+    """Nanoseconds of a clock that only goes forward."""
+
+    def code(context, builder, sig, args):
+        moment = cgutils.alloca_once(builder, ir.LiteralStructType([I64, I64]))
+        kind = ir.FunctionType(I32, [I32, moment.type])
+        read = cgutils.get_or_insert_function(builder.module, kind, "clock_gettime")
+        builder.call(read, [I32(time.CLOCK_MONOTONIC), moment])
+        seconds, rest = (builder.extract_value(builder.load(moment), i) for i in range(2))
+        return builder.add(builder.mul(seconds, I64(1_000_000_000)), rest)
+
+    return types.int64(), code
+
+
+@intrinsic
 def job(typing, body, arguments):
     """Address of a function (data, unit) that calls body(unit, *arguments), and of the data; both live in the
     frame of the calling kernel.
@@ -161,21 +191,29 @@ def take_units(state):
 def run(state, units, function_and_data):
     """Call body(unit, *arguments) of a `job` for every unit, on this thread and those of the pool."""
     function, data = function_and_data
-    if units == 1 or state[THREADS] == 1:
+    state[CALM] += 1
+    if state[CALM] > RECOVERY and state[ACTIVE] < state[THREADS]:
+        state[ACTIVE], state[CALM] = state[ACTIVE] + 1, 0
+    if units == 1 or state[ACTIVE] == 1:
         for unit in range(units):
             call_unit(function, data, unit)
         return
+    start = clock()
     state[FUNCTION], state[ARGUMENTS] = function, data
     atomic_store(state, DONE, 0)
     atomic_store(state, TICKET, units << UNIT_BITS)
     take_units(state)
-    waited = 0
+    if atomic_load(state, DONE) == units:
+        return
+    alone, waited = clock(), 0
     while atomic_load(state, DONE) < units:
         waited += 1
         if waited < SPINS:
             pause()
         else:  # whoever has the last unit is not running: leave it this processor
             nap()
+    if waited >= SPINS and clock() - alone > max(LONG, alone - start):
+        state[ACTIVE], state[CALM] = max(1, state[ACTIVE] - 1), 0
 
 
 @kernel("void(i8[::1], i8)")
@@ -186,7 +224,9 @@ def work(state, me):
     idle = 0
     while (idle < SPINS + YIELDS or atomic_load(state, BUSY) != 0) and atomic_load(state, STOP) == 0:
         ticket = atomic_load(state, TICKET)
-        if ticket & MANY < ticket >> UNIT_BITS and me < state[THREADS]:
+        if me >= state[ACTIVE]:
+            nap()
+        elif ticket & MANY < ticket >> UNIT_BITS:
             take_units(state)
             idle = 0
         elif idle < SPINS:
@@ -203,13 +243,15 @@ class Pool:
 
     def __init__(self) -> None:
         self.state = np.zeros(PLACES, np.int64)
-        self.state[THREADS] = 1
+        self.state[THREADS] = self.state[ACTIVE] = 1
         self.awake: list[threading.Event] = []
         self.threads: list[threading.Thread] = []
 
     def use(self, threads: int) -> None:
         """Let kernels run on that many threads, this one included, and wake those that sleep."""
-        self.state[THREADS], self.state[BUSY] = threads, 1
+        if threads != self.state[THREADS]:
+            self.state[THREADS] = self.state[ACTIVE] = threads
+        self.state[BUSY] = 1
         while len(self.awake) < threads - 1:
             event = threading.Event()
             self.awake.append(event)
