@@ -93,16 +93,22 @@ def test_a_forked_process_has_a_pool_of_its_own():
 
 
 @njit(nogil=True)
-def slow_unit(unit, counts):
+def slow_unit(unit, counts, started):
     if unit == 1:
+        pool.atomic_store(started, 0, 1)
+        for _ in range(300):
+            pool.nap()
+    else:  # leave the slow one to the other thread, if that comes at all
         for _ in range(100):
+            if pool.atomic_load(started, 0):
+                break
             pool.nap()
     counts[unit] += 1
 
 
-@kernel("void(i8[::1], i8[::1])")
-def wait_for_a_unit(state, counts):
-    pool.run(state, len(counts), pool.job(slow_unit, (counts,)))
+@kernel("void(i8[::1], i8[::1], i8[::1])")
+def wait_for_a_unit(state, counts, started):
+    pool.run(state, len(counts), pool.job(slow_unit, (counts, started)))
 
 
 def test_a_thread_that_keeps_others_waiting_is_left_out_for_a_while():
@@ -110,8 +116,8 @@ def test_a_thread_that_keeps_others_waiting_is_left_out_for_a_while():
     with pool.computing(2):
         state = pool.state()
         state[pool.ACTIVE], state[pool.CALM] = 2, 0
-        while state[pool.ACTIVE] == 2 and tries < 1000:  # until it is the other thread that has the slow unit
-            wait_for_a_unit(state, counts)
+        while state[pool.ACTIVE] == 2 and tries < 200:
+            wait_for_a_unit(state, counts, np.zeros(1, np.int64))
             tries += 1
         assert state[pool.ACTIVE] == 1
         assert (counts == tries).all()
