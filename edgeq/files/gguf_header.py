@@ -23,7 +23,6 @@ Source: ggml's docs/gguf.md; the limits on names, dims and offsets are those of 
 
 import math
 import struct
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -199,7 +198,7 @@ class Header:
         except (struct.error, UnicodeDecodeError):
             pass
         self.pos = pos
-        self.allowance.spend(self.path, where, 16 * len(strings) + sum(map(sys.getsizeof, strings)))
+        self.allowance.spend(self.path, where, 16 * len(strings) + sum(map(str.__sizeof__, strings)))
         return strings
 
     def string(self, where: str, limit: int = 1 << 30) -> str:

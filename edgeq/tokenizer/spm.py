@@ -40,7 +40,8 @@ def encoder(
 def _boundary(ids: Mapping[str, int]) -> re.Pattern[str]:
     """Where text can be cut: before a ▁, unless some token holds a ▁ behind the same character."""
     gap = "\ud800"  # between tokens, which come from UTF-8 and cannot hold it
-    before = {SPACE, *re.findall(f"([^{SPACE}{gap}]){SPACE}", gap.join(ids))}
+    within = gap.join(token for token in ids if token.rfind(SPACE) > 0)
+    before = {SPACE, *re.findall(f"([^{SPACE}{gap}]){SPACE}", within)}
     return re.compile(f"(?<=[^{re.escape(''.join(sorted(before)))}])(?={SPACE})")
 
 
