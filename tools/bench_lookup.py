@@ -51,6 +51,7 @@ def main() -> None:
     with edgeq.load(path, threads=given.threads, ctx=2048) as llm:
         for task, prompt in TASKS.items():
             print(f"{task} ...", file=sys.stderr, flush=True)
+            llm.generate(prompt, max_tokens=4)  # the prompt is in the cache from here on
             rates: dict[int, list[float]] = {0: [], given.prompt_lookup: []}
             texts = set()
             for _ in range(given.rounds):
