@@ -30,12 +30,14 @@ def test_product(name, n):
         kernel_checks.check_product(tensor, rng.standard_normal((n, tensor.cols)).astype(np.float32))
 
 
-@pytest.mark.parametrize("name", ["q4_1", "q6_k", "q8_0", "f16"])
-def test_product_of_many_tokens(name):
+@pytest.mark.parametrize("name", ["q4_1", "q6_k", "q8_0", "iq4_xs", "tq2_0", "f16"])
+@pytest.mark.parametrize("rows", [1, 40, 96])
+def test_product_of_many_tokens(name, rows):
     rng = np.random.default_rng(5)
-    tensor = random_tensor(name, 40, 512, rng)
-    for n in (numba_backend.FINE_TOKENS, numba_backend.FINE_TOKENS + 5):
-        kernel_checks.check_product(tensor, rng.standard_normal((n, tensor.cols)).astype(np.float32))
+    for cols in (512, 2304):
+        tensor = random_tensor(name, rows, cols, rng)
+        for n in (numba_backend.FINE_TOKENS, numba_backend.FINE_TOKENS + 5):
+            kernel_checks.check_product(tensor, rng.standard_normal((n, tensor.cols)).astype(np.float32))
 
 
 @pytest.mark.parametrize("bits", [1, 2, 3, 6, 8])
@@ -175,13 +177,40 @@ def test_attention(seed, kv_heads, group, head_dim, before, n, window, norms, in
     )
 
 
+@settings(deadline=None, max_examples=25)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    kv_heads=st.integers(1, 3),
+    group=st.integers(1, 5),
+    head_dim=st.sampled_from([24, 32, 64, 96, 256]),
+    before=st.one_of(st.integers(1, 70), st.integers(500, 700)),
+    more=st.integers(0, 70),
+    window=st.sampled_from([0, 0, 1, 17, 300]),
+    norms=st.booleans(),
+    kind=st.sampled_from(["f32", numba_backend.CACHE_TYPES[0]]),
+)
+def test_attention_of_many_tokens(seed, kv_heads, group, head_dim, before, more, window, norms, kind):
+    kernel_checks.check_attention(
+        np.random.default_rng(seed),
+        heads=kv_heads * group,
+        kv_heads=kv_heads,
+        head_dim=head_dim,
+        before=before,
+        n=numba_backend.FINE_TOKENS + more,
+        window=window,
+        norms=norms,
+        kind=kind,
+        tolerance=1e-4 if kind == "f32" else 4e-3,
+    )
+
+
 def test_attention_of_one_token_to_a_long_past_is_shared_out():
     rng = np.random.default_rng(11)
     kernel_checks.check_attention(rng, heads=9, kv_heads=3, head_dim=64, before=5000, n=1)
     kernel_checks.check_attention(rng, heads=4, kv_heads=1, head_dim=32, before=3000, n=1, window=1024)
 
 
-@pytest.mark.parametrize("n", [1, 40])
+@pytest.mark.parametrize("n", [1, 40, numba_backend.FINE_TOKENS + 3])
 def test_attention_over_a_cache_of_q8_0(n):
     rng = np.random.default_rng(12)
     for head_dim in (32, 96):

@@ -15,6 +15,10 @@ from edgeq.kernels import host, simd
 # one format for each plane and each form of scale: offsets, small integers, groups of 16, tables
 FORMATS = ("q4_1", "q5_0", "q8_0", "q2_k", "q6_k", "iq4_xs", "f16", "bf16")
 FORCED = {
+    "avx512-vnni-amx": (
+        "sapphirerapids",
+        "+avx512f,+avx512bw,+avx512vl,+avx512dq,+avx512vnni,+avx512bf16,+amx-tile,+amx-bf16,+avx2,+fma,+f16c",
+    ),
     "avx512-vnni": ("icelake-server", "+avx512f,+avx512bw,+avx512vl,+avx512dq,+avx512vnni,+avx2,+fma,+f16c"),
     "avx-vnni": ("alderlake", "+avx2,+avxvnni,+fma,+f16c"),
     "avx2": ("haswell", "+avx2,+fma,+f16c"),

@@ -3,7 +3,8 @@
     coarse, 8 bits    d = max|x| / 127            q = round(x / d)           x ≈ d * q
     fine, 16 bits     d = max|x| / (127 * 256)    256 q + r = round(x / d)   x ≈ d * (256 q + r), |r| <= 127
 
-Coarse is what llama.cpp's Q8_0 and Q8_1 are, and what products of many tokens use, whose limit is arithmetic.
+Coarse is what llama.cpp's Q8_0 and Q8_1 are, and what products of many tokens use, whose limit is arithmetic
+(unless the processor has a matrix unit, see matmul_amx.py).
 Its error is that of an 8-bit format for the activations, and a model's outliers make it felt: a mean |ΔNLL|
 of 0.04 on SmolLM2. A product of few tokens waits for the weights to come from memory, and the second byte
 costs it little.

@@ -5,7 +5,9 @@ features that Numba compiles for: the host's, or NUMBA_CPU_FEATURES where that i
 forced).
 """
 
+import ctypes
 import platform
+from functools import cache
 from typing import NamedTuple
 
 import llvmlite.binding as llvm
@@ -24,6 +26,7 @@ class Path(NamedTuple):
     bits : width of one integer dot-product instruction.
     tokens : tokens that share each unpacked weight in a product of many tokens, as the registers allow.
     half : the instructions convert float16.
+    amx : products of many tokens run on the matrix unit.
     """
 
     name: str
@@ -31,10 +34,14 @@ class Path(NamedTuple):
     bits: int
     tokens: int
     half: bool = True
+    amx: bool = False
 
 
+_VNNI = frozenset({"avx512f", "avx512bw", "avx512vl", "avx512vnni", "f16c"})
+_AMX = frozenset({"avx512bf16", "amx-tile", "amx-bf16"})
 PATHS = (
-    Path("avx512-vnni", frozenset({"avx512f", "avx512bw", "avx512vl", "avx512vnni", "f16c"}), 512, 8),
+    Path("avx512-vnni-amx", _VNNI | _AMX, 512, 8, amx=True),
+    Path("avx512-vnni", _VNNI, 512, 8),
     Path("avx-vnni", frozenset({"avx2", "avxvnni", "fma", "f16c"}), 256, 2),
     Path("avx2", frozenset({"avx2", "fma", "f16c"}), 256, 2),
     Path("arm-dotprod", frozenset({"neon", "dotprod"}), 128, 2),
@@ -45,11 +52,19 @@ PATHS = (
 def features() -> frozenset[str]:
     """Names of the CPU features that Numba compiles for, as LLVM calls them."""
     if config.CPU_FEATURES is not None:
-        return frozenset(f[1:] for f in config.CPU_FEATURES.split(",") if f.startswith("+"))
-    have = {name for name, there in llvm.get_host_cpu_features().items() if there}
-    if platform.machine() in ("aarch64", "arm64") and _arm_has_dot_product():
-        have |= {"neon", "dotprod"}
-    return frozenset(have)
+        have = {f[1:] for f in config.CPU_FEATURES.split(",") if f.startswith("+")}
+    else:
+        have = {name for name, there in llvm.get_host_cpu_features().items() if there}
+        if platform.machine() in ("aarch64", "arm64") and _arm_has_dot_product():
+            have |= {"neon", "dotprod"}
+    return frozenset(have if have >= _AMX and _amx_allowed() else have - _AMX)
+
+
+@cache
+def _amx_allowed() -> bool:
+    """Whether Linux gives this process AMX's eight kilobytes of registers, for which a process must ask."""
+    arch_prctl, request, tile_data = 158, 0x1023, 18
+    return platform.system() == "Linux" and ctypes.CDLL(None).syscall(arch_prctl, request, tile_data) == 0
 
 
 def _arm_has_dot_product() -> bool:

@@ -55,7 +55,7 @@ def _make_add_run(groups, tokens):
         """
         kind = w.dtype
         fields = {name: (kind.offset(name), kind.typeof(name)) for name in kind.fields}
-        builds = _Run(fields, kind.size, groups, tokens, codes.dtype == types.int16)
+        builds = Record(fields, kind.size, groups, tokens, codes.dtype == types.int16)
 
         def code(context, builder, sig, args):
             acc_, w_, _, _, _, _, table_, codes_, scale_, sums_, _ = args
@@ -72,7 +72,7 @@ def _make_add_run(groups, tokens):
     return add_run
 
 
-class _Run:
+class Record:
     """The instructions of `add_run`, for records of certain fields: {name: (offset, type)}, `size` bytes."""
 
     def __init__(self, fields, size, groups, tokens, fine):
@@ -125,10 +125,7 @@ class _Run:
             if self.fine:
                 high = [builder.shl(h, _constant(i32, 8)) for h in high]
                 low = [builder.add(*pair) for pair in zip(high, low, strict=True)]
-            if self.halves == 2:
-                of_scale = builder.add(builder.mul(run, I64(2)), I64(half))
-            else:
-                of_scale = run if self.runs_a_scale == 1 else builder.udiv(run, I64(self.runs_a_scale))
+            of_scale = self.scale_of(builder, run, half)
             steps = [_splat(builder, _load(builder, scale, 4 * t, F32)) for t in range(self.tokens)]
             for i, base in enumerate(bases):
                 d = self.numbers(builder, base, "scale", of_scale)
@@ -157,6 +154,12 @@ class _Run:
         for base in bases:
             for line in range(0, step, 64):
                 _prefetch(builder, base, builder.add(at, I64(line)))
+
+    def scale_of(self, builder, run, half):
+        """Index in the record of the scale of (half) a run."""
+        if self.halves == 2:
+            return builder.add(builder.mul(run, I64(2)), I64(half))
+        return run if self.runs_a_scale == 1 else builder.udiv(run, I64(self.runs_a_scale))
 
     def operand(self, builder, base, run, table, quad):
         """The codes of a quad, <64 x i8>, put together from the planes of the record at `base`."""

@@ -7,11 +7,11 @@ import numpy as np
 
 from .. import formats
 from ..tensor import Tensor
+from . import amx, attention_amx, elementwise, jit, matmul, matmul_amx, pool, scratch, simd
 from . import attention as attention_kernel
-from . import elementwise, jit, matmul, pool, scratch, simd
 from .cache import KVCache
 from .heads import Heads
-from .jit import Entry, Progress, compile_all
+from .jit import Entry, Kernel, Progress, compile_all
 from .lanes import PLANE_BYTES, ROWS, RUN, Lanes
 from .matmul import TOKENS
 from .pool import computing as computing
@@ -25,8 +25,14 @@ CACHE_TYPES = ("f16", "f32", "q8_0") if simd.PATH.half else ("f32",)
 # kernels that the prepared matrices will run, and those that every model runs
 WANTED: set[Entry] = set()
 EMPTY = np.zeros(0, np.float32)
-# fewer tokens than this take 16-bit activations (see activations.py)
+# fewer tokens than this take 16-bit activations (see activations.py), as many or more the matrix unit where
+# there is one (see amx.py), else 8-bit activations
 FINE_TOKENS = 128
+
+
+def whole(n: int) -> int:
+    """Of how many tokens the tiles are in a product of n."""
+    return 1 if n == 1 else amx.PAIR if simd.PATH.amx and n >= FINE_TOKENS else TOKENS
 
 
 class Product:
@@ -52,7 +58,14 @@ class Product:
         fixed = state, self.w, self.record_runs, self.table, self.zero, x
         self.one = matmul.one.entry(*fixed, *self.scratch(1, np.int16), out, 0)
         self.many = matmul.many.entry(*fixed, *self.scratch(1, np.int16), out, 0)
-        self.coarse = matmul.many.entry(*fixed, *self.scratch(1, np.int8), out, 0)
+        if simd.PATH.amx:
+            self.coarse = matmul_amx.many.entry(*fixed, self.tiles(0), out, 0)
+        else:
+            self.coarse = matmul.many.entry(*fixed, *self.scratch(1, np.int8), out, 0)
+
+    def tiles(self, n: int) -> np.ndarray:
+        """Room for n tokens, whole tiles, as the matrix unit takes them."""
+        return scratch.empty((n // amx.ROWS, self.runs, amx.ROWS, RUN // 2)).view(np.int16)
 
     def scratch(self, n: int, codes: type) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Room for the codes, scales and sums of n quantized tokens, one or whole tiles."""
@@ -65,28 +78,21 @@ class Product:
 
     def __call__(self, x: np.ndarray, out: np.ndarray, column: int) -> None:
         """x f32 (n, cols); out f32 (n rounded up to a tile, width or more), from `column` on."""
-        f = self.one if len(out) == 1 else self.many
-        codes = np.int16
         if self.is_float:
-            if len(x) != len(out):
+            if len(out) != len(x):
                 padded = scratch.empty((len(out), self.cols))
                 elementwise.add(pool.state(), x, np.zeros((1, self.cols), np.float32), padded[: len(x)])
                 x = padded
-            f(pool.state(), self.w, x, out, column)
+            (self.one if len(x) == 1 else self.many)(pool.state(), self.w, x, out, column)
             return
-        if len(x) >= FINE_TOKENS:
-            f, codes = self.coarse, np.int8
-        f(
-            pool.state(),
-            self.w,
-            self.record_runs,
-            self.table,
-            self.zero,
-            x,
-            *self.scratch(len(out), codes),
-            out,
-            column,
-        )
+        fixed = pool.state(), self.w, self.record_runs, self.table, self.zero, x
+        if len(x) < FINE_TOKENS:
+            f = self.one if len(x) == 1 else self.many
+            f(*fixed, *self.scratch(len(out), np.int16), out, column)
+        elif simd.PATH.amx:
+            self.coarse(*fixed, self.tiles(len(out)), out, column)
+        else:
+            self.coarse(*fixed, *self.scratch(len(out), np.int8), out, column)
 
 
 class Linear:
@@ -106,7 +112,7 @@ class Linear:
         n, cols = x.shape
         if cols != self.cols:
             raise ValueError(f"expected {self.cols} columns, found {cols}")
-        y = scratch.empty((n if n == 1 else -(-n // TOKENS) * TOKENS, self.width))
+        y = scratch.empty((-(-n // (tile := whole(n))) * tile, self.width))
         column = 0
         for product in self.products:
             product(x, y, column)
@@ -165,34 +171,40 @@ def attention(qkv: np.ndarray, caches: Sequence[KVCache], layer: int, heads: Hea
     out = scratch.empty((len(qkv), heads.heads, heads.head_dim))
     for i, sequence in enumerate(caches):
         part = slice(i * n, i * n + n)
-        arguments = attention_arguments(qkv[part], sequence, layer, heads, out[part])
-        attention_entry(*sequence.types)(*arguments)
+        kernel, arguments = attention_call(qkv[part], sequence, layer, heads, out[part])
+        attention_entry(kernel, *sequence.types)(*arguments)
     return out.reshape(len(qkv), -1)
 
 
-def attention_arguments(
+def attention_call(
     qkv: np.ndarray, sequence: KVCache, layer: int, heads: Heads, out: np.ndarray
-) -> tuple[object, ...]:
-    """What the kernel takes, for the new tokens of one sequence."""
-    turn = sequence.ropes[layer]
-    sequence.starts[0] = sequence.length - len(qkv)
-    shape = attention_kernel.scratch(len(qkv), heads, sequence.capacity)
+) -> tuple[Kernel, tuple[object, ...]]:
+    """The kernel for the new tokens of one sequence, and what it takes."""
+    turn, n = sequence.ropes[layer], len(qkv)
+    sequence.starts[0] = sequence.length - n
     keys, values = kernel_view(sequence.keys[layer]), kernel_view(sequence.values[layer])
     q_norm, k_norm = (EMPTY if norm is None else norm for norm in (heads.q_norm, heads.k_norm))
-    return (
+    arguments = (
         pool.state(), qkv.reshape(-1), keys, values, turn.cos, turn.sin, turn.interleaved, q_norm, k_norm,
         np.float32(heads.eps), np.float32(heads.scale), heads.window, sequence.starts,
-        scratch.empty(out.shape), *(scratch.empty(s) for s in (shape, shape[:2], shape[:2])), out,
+        scratch.empty(out.shape),
+    )  # fmt: skip
+    if simd.PATH.amx and n >= FINE_TOKENS and heads.head_dim % amx.COLS == 0:
+        return attention_amx.attention, (*arguments, out)
+    shape = attention_kernel.scratch(n, heads, sequence.capacity)
+    return attention_kernel.attention, (
+        *arguments, *(scratch.empty(s) for s in (shape, shape[:2], shape[:2])), out,
     )  # fmt: skip
 
 
 @cache
-def attention_entry(key_type: str, value_type: str) -> Entry:
+def attention_entry(kernel: Kernel, key_type: str, value_type: str) -> Entry:
     """The kernel for caches of these types."""
-    tiny = KVCache(1, 1, RUN, [rope(1, 2, 1.0, interleaved=True)], key_type, value_type)
-    tiny.tokens.append(0)
-    qkv, out = np.zeros((1, 3 * RUN), np.float32), np.zeros((1, 1, RUN), np.float32)
-    return attention_kernel.attention.entry(*attention_arguments(qkv, tiny, 0, Heads(1, 1, RUN, 1.0), out))
+    n = FINE_TOKENS if kernel is attention_amx.attention else 1
+    tiny = KVCache(n, 1, RUN, [rope(n, 2, 1.0, interleaved=True)], key_type, value_type)
+    tiny.tokens.extend([0] * n)
+    qkv, out = np.zeros((n, 3 * RUN), np.float32), np.zeros((n, 1, RUN), np.float32)
+    return kernel.entry(*attention_call(qkv, tiny, 0, Heads(1, 1, RUN, 1.0), out)[1])
 
 
 def gated(gate_up: np.ndarray, activation: str) -> np.ndarray:
@@ -229,12 +241,13 @@ def again(
 def ready(progress: Progress | None) -> None:
     """Compile what the prepared matrices will run, and report what is compiled later on, too."""
     jit.listener = progress
+    attention_kernels = [attention_kernel.attention] + [attention_amx.attention] * simd.PATH.amx
     common = (
         pool.work.fixed,
         replay.fixed,
         elementwise.rms_norm.fixed,
         elementwise.add.fixed,
-        attention_entry(CACHE_TYPES[0], CACHE_TYPES[0]),
+        *(attention_entry(kernel, CACHE_TYPES[0], CACHE_TYPES[0]) for kernel in attention_kernels),
         elementwise.silu_gate.fixed,
         elementwise.gelu_gate.fixed,
     )
