@@ -26,7 +26,8 @@ def expected_product(prepared: lanes.Lanes, x: np.ndarray) -> np.ndarray:
         x64, w = bfloat16(x), bfloat16(w)
     else:
         padded = np.pad(x, ((0, 0), (0, -x.shape[1] % lanes.RUN)))
-        codes, scale, _ = activations.quantize_numpy(padded, len(x) < numba_backend.FINE_TOKENS)
+        fine = len(x) < numba_backend.FINE_TOKENS and not numba_backend.is_ternary(prepared)
+        codes, scale, _ = activations.quantize_numpy(padded, fine)
         x64 = (codes.reshape(*scale.shape, -1) * scale[:, :, None].astype(np.float64)).reshape(len(x), -1)
         x64 = x64[:, : prepared.cols]
     return x64.astype(np.float64) @ w.astype(np.float64).T

@@ -217,9 +217,14 @@ def share(unit, units, count):
 
 @njit(nogil=True)
 def quantize_tokens(unit, x, codes, scale, sums, zero):
-    """Quantize the tokens of a tile."""
+    """Quantize the tokens of a tile; those that are not there become zeros, for arithmetic is slow on the
+    smallest numbers, of which any memory is full.
+    """
     for t in range(unit * TOKENS, min(unit * TOKENS + TOKENS, x.shape[0])):
         quantize_row(x, codes, scale, sums, zero, t)
+    for t in range(max(0, x.shape[0] - unit * TOKENS), TOKENS):
+        scale[unit, :, t] = 0
+        sums[unit, :, t] = 0
 
 
 @njit(nogil=True)

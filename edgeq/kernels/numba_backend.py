@@ -26,13 +26,19 @@ CACHE_TYPES = ("f16", "f32", "q8_0") if simd.PATH.half else ("f32",)
 WANTED: set[Entry] = set()
 EMPTY = np.zeros(0, np.float32)
 # fewer tokens than this take 16-bit activations (see activations.py), as many or more the matrix unit where
-# there is one (see amx.py), else 8-bit activations
-FINE_TOKENS = 128
+# there is one (see amx.py), which is then the faster way, else 8-bit activations
+FINE_TOKENS = 32 if simd.PATH.amx else 128
 
 
 def whole(n: int) -> int:
     """Of how many tokens the tiles are in a product of n."""
     return 1 if n == 1 else amx.PAIR if simd.PATH.amx and n >= FINE_TOKENS else TOKENS
+
+
+def is_ternary(lanes: Lanes) -> bool:
+    """Whether the codes are of two bits, without offsets: those of TQ1_0 and TQ2_0."""
+    names = lanes.data.dtype.names
+    return [n for n in names if n in PLANE_BYTES] == ["p2"] and "offset" not in names
 
 
 class Product:
@@ -55,9 +61,11 @@ class Product:
         self.sums = np.float32 if "offset" in names else np.int32
         self.table = lanes.table
         self.zero = np.int32(simd.WIDE_BIAS if "p8" in names or "t4" in names else lanes.zero)
+        # ternary models are trained with activations of 8 bits, the others notice them
+        self.codes = np.int8 if is_ternary(lanes) else np.int16
         fixed = state, self.w, self.record_runs, self.table, self.zero, x
-        self.one = matmul.one.entry(*fixed, *self.scratch(1, np.int16), out, 0)
-        self.many = matmul.many.entry(*fixed, *self.scratch(1, np.int16), out, 0)
+        self.one = matmul.one.entry(*fixed, *self.scratch(1, self.codes), out, 0)
+        self.many = matmul.many.entry(*fixed, *self.scratch(1, self.codes), out, 0)
         if simd.PATH.amx:
             self.coarse = matmul_amx.many.entry(*fixed, self.tiles(0), out, 0)
         else:
@@ -88,7 +96,7 @@ class Product:
         fixed = pool.state(), self.w, self.record_runs, self.table, self.zero, x
         if len(x) < FINE_TOKENS:
             f = self.one if len(x) == 1 else self.many
-            f(*fixed, *self.scratch(len(out), np.int16), out, column)
+            f(*fixed, *self.scratch(len(out), self.codes), out, column)
         elif simd.PATH.amx:
             self.coarse(*fixed, self.tiles(len(out)), out, column)
         else:
