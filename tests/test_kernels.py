@@ -268,7 +268,7 @@ def test_processes_that_start_at_once_on_an_empty_cache(tmp_path):
     for process in running:
         output = process.communicate()[0].decode()
         assert process.returncode == 0, output
-    assert list(tmp_path.rglob("*.nbc"))
+    assert list(tmp_path.rglob("*.o"))
 
 
 def test_the_cache_folder_is_named_by_the_sources(tmp_path, monkeypatch):

@@ -3,8 +3,7 @@ dispatcher.
 
 Compiled code is kept in a folder named by a hash of this package's sources and of the versions of Python,
 Numba, LLVM and NumPy, because Numba's own cache does not notice when a function that a kernel calls is edited
-in another file. Compiling happens under a file lock: Numba numbers the files of its cache without one, and
-two processes that compile at once could each load the other's code.
+in another file. A file lock lets one process compile what others wait for.
 """
 
 import fcntl
@@ -20,13 +19,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import llvmlite
+import llvmlite.binding
 import numba
 import numpy as np
 from numba import config, njit
-from numba.core.runtime import rtsys
 
 from ..paths import cache_dir
+from . import host, native
+from .native import Code
 
 Progress = Callable[[str, int, int], None]
 SOURCES = Path(__file__).parent
@@ -71,11 +71,8 @@ class Kernel:
 
     def __init__(self, function: Callable, signature: str | None, options: dict[str, Any]) -> None:
         self.name = function.__name__
-        saved, config.CACHE_DIR = config.CACHE_DIR, str(folder())
-        try:
-            self.dispatcher = njit(cache=True, nogil=True, **options)(function)
-        finally:
-            config.CACHE_DIR = saved  # the application's own functions stay where they were
+        options |= {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}  # see native.py
+        self.dispatcher = njit(nogil=True, **options)(function)
         self.entries: dict[tuple, Entry] = {}
         if signature:
             types = tuple(numba.core.sigutils.normalize_signature(signature)[0])
@@ -88,9 +85,9 @@ class Kernel:
         )
         return self.entries.setdefault(types, Entry(self, types))
 
-    def __call__(self, *args: Any) -> Any:
+    def __call__(self, *args: Any) -> None:
         """Call a kernel that has a signature."""
-        return self.fixed(*args)
+        self.fixed(*args)
 
 
 @cache
@@ -104,44 +101,36 @@ class Entry:
 
     def __init__(self, kernel: Kernel, types: tuple) -> None:
         self.kernel, self.types = kernel, types
-        self.code: Callable | None = None
+        self.code: Code | None = None
 
-    def __call__(self, *args: Any) -> Any:
+    def __call__(self, *args: Any) -> None:
         """Call it with exactly such arguments: nothing checks them."""
         if self.code is None:
             compile_all([self], listener)
         if (calls := getattr(recorder, "calls", None)) is not None:
             calls.append((self, args))
-        return self.code(*args)
-
-    @property
-    def signature(self) -> tuple:
-        """Numba's types of the result and of the arguments."""
-        made = self.kernel.dispatcher.overloads[self.types].fndesc
-        return made.restype, made.argtypes
-
-    @property
-    def address(self) -> int:
-        """Where its machine code is, once it is compiled."""
-        made = self.kernel.dispatcher.overloads[self.types]
-        return made.library.get_pointer_to_function(made.fndesc.llvm_func_name)
+        words = native.words(args)
+        if status := self.code.call(words.buffer_info()[0], 0):
+            raise RuntimeError(f"kernel {self.kernel.name} raised an exception, of status {status}")
 
     def compile(self) -> None:
         """Make the machine code, or load it from the cache."""
-        with _locked():
-            self.code = self._cached() or self.kernel.dispatcher.compile(self.types)
+        key = f"{self.kernel.dispatcher.py_func.__module__} {self.types} {target()}"
+        file = folder() / f"{self.kernel.name}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.o"
+        if not file.exists():
+            with _locked():
+                if not file.exists():  # another process may have made it meanwhile
+                    self.kernel.dispatcher.compile(self.types)
+                    made = file.with_suffix(".new")
+                    made.write_bytes(native.emit(self.kernel.dispatcher.overloads[self.types]))
+                    made.rename(file)
+        self.code = Code(file.read_bytes())
 
-    def _cached(self) -> Callable | None:
-        """The machine code in the cache. `compile` would find it, too, but first imports all that a compiler
-        needs, which takes as long as importing Numba did.
-        """
-        dispatcher = self.kernel.dispatcher
-        rtsys.initialize(dispatcher.targetctx)
-        found = dispatcher._cache._load_overload(self.types, dispatcher.targetctx)
-        if found is None:
-            return None
-        dispatcher.add_overload(found)
-        return found.entry_point
+
+@cache
+def target() -> tuple[object, ...]:
+    """The processor that code is made for: a home folder may be seen by several."""
+    return config.CPU_NAME or llvmlite.binding.get_host_cpu_name(), *sorted(host.features())
 
 
 # who hears of kernels that are compiled when they are first called
