@@ -271,6 +271,20 @@ def test_processes_that_start_at_once_on_an_empty_cache(tmp_path):
     assert list(tmp_path.rglob("*.o"))
 
 
+def test_kernels_of_several_processes_meet_in_one(tmp_path):
+    # each numbers its types by itself, so that names of their functions are equal
+    env = os.environ | {"EDGEQ_CACHE": str(tmp_path)}
+    for names in (["tq1_0"], ["q4_0"], ["q8_0"], ["q8_0", "q4_0"]):
+        done = subprocess.run(
+            [sys.executable, kernel_checks.__file__, *names],
+            env=env,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+
+
 def test_the_cache_folder_is_named_by_the_sources(tmp_path, monkeypatch):
     before = jit.folder()
     changed = tmp_path / "kernels"
