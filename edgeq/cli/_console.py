@@ -1,5 +1,6 @@
 """The terminal: progress on stderr, text that is safe to show, sizes that are easy to read."""
 
+import signal
 import sys
 import threading
 import time
@@ -54,6 +55,21 @@ def progress() -> Iterator[Progress]:
     finally:
         if shown is not None:
             shown.close()
+
+
+@contextmanager
+def orderly() -> Iterator[None]:
+    """Let a signal that ends the program do so like an error: unfinished output is removed first."""
+
+    def stop(number: int, frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 class Stage:

@@ -16,7 +16,7 @@ import numpy as np
 
 from ..errors import FormatError
 from ..tensor import Tensor
-from .gguf_header import Header
+from .gguf_header import NUMBERS, Header
 from .source import MAX_PARTS, Allowance, all_there, check_size, open_raw, shown
 
 Meta = dict[str, Any]
@@ -57,34 +57,51 @@ def read(path: str | os.PathLike, *, mmap: bool = True) -> tuple[Meta, Tensors]:
     ------
     FormatError : when the file is anything but a sound GGUF file of tensors that edgeq can read.
     """
-    path, allowance = Path(path), Allowance()
-    meta, tensors = _read_file(path, allowance, mmap)
-    if "split.count" in meta and _whole_number(path, meta, "split.count") > 1:
-        meta, tensors = _gather(path, meta, tensors, allowance, mmap)
-    meta = {key: value for key, value in meta.items() if not key.startswith("split.")}
-    _check_meaning(path, meta)
+    meta, tensors, _ = _read(Path(path), mmap)
     return meta, tensors
 
 
-def _read_file(path: Path, allowance: Allowance, mmap: bool) -> tuple[Meta, Tensors]:
-    """Metadata and tensors of one file."""
+def read_exact(path: str | os.PathLike) -> tuple[Meta, Tensors]:
+    """Like `read`, with each number as a NumPy scalar of the type that the file gives it, for writing it
+    again.
+    """
+    meta, tensors, kinds = _read(Path(path), mmap=True)
+    numbers = {key: np.dtype(NUMBERS[kinds[key]]).type for key in meta if kinds[key] in NUMBERS}
+    return meta | {key: number(meta[key]) for key, number in numbers.items()}, tensors
+
+
+def _read(path: Path, mmap: bool) -> tuple[Meta, Tensors, dict[str, int]]:
+    """Metadata, tensors, and the type of each key's value."""
+    allowance = Allowance()
+    meta, tensors, kinds = _read_file(path, allowance, mmap)
+    if "split.count" in meta and _whole_number(path, meta, "split.count") > 1:
+        meta, tensors, kinds = _gather(path, (meta, tensors, kinds), allowance, mmap)
+    meta = {key: value for key, value in meta.items() if not key.startswith("split.")}
+    _check_meaning(path, meta)
+    return meta, tensors, kinds
+
+
+def _read_file(path: Path, allowance: Allowance, mmap: bool) -> tuple[Meta, Tensors, dict[str, int]]:
+    """Metadata, tensors and types of one file."""
     raw = open_raw(path, allowance, mapped=mmap)
     header = Header(path, raw, allowance)
     n_tensors, n_keys = header.counts()
     meta, tensors = header.metadata(n_keys), header.tensors(n_tensors)
     check_size(path, raw)
-    return meta, tensors
+    return meta, tensors, header.kinds
 
 
 def _gather(
-    path: Path, meta: Meta, tensors: Tensors, allowance: Allowance, mmap: bool
-) -> tuple[Meta, Tensors]:
-    """Metadata of the first part of a split model and tensors of all parts; the part `path` has been read."""
+    path: Path, read: tuple[Meta, Tensors, dict[str, int]], allowance: Allowance, mmap: bool
+) -> tuple[Meta, Tensors, dict[str, int]]:
+    """Metadata and types of the first part of a split model and tensors of all parts; `read` is the part
+    `path`.
+    """
+    meta = read[0]
     count, total = meta["split.count"], _whole_number(path, meta, "split.tensors.count")
     gathered: Tensors = {}
-    first = meta
     for number, part in enumerate(_part_paths(path, count)):
-        part_meta, part_tensors = (meta, tensors) if part == path else _read_file(part, allowance, mmap)
+        part_meta, part_tensors, kinds = read if part == path else _read_file(part, allowance, mmap)
         for key, expected in (("split.no", number), ("split.count", count), ("split.tensors.count", total)):
             found = _whole_number(part, part_meta, key)
             if found != expected:
@@ -92,12 +109,13 @@ def _gather(
         for name in part_tensors.keys() & gathered.keys():
             raise FormatError(part, f"tensor {shown(name)}", found="it in two parts", expected="it in one")
         gathered |= part_tensors
-        first = part_meta if number == 0 else first
+        if number == 0:
+            first = part_meta, kinds
     if len(gathered) != total:
         raise FormatError(
             path, "", found=f"{len(gathered):,} tensors in {count} parts", expected=f"{total:,}"
         )
-    return first, gathered
+    return first[0], gathered, first[1]
 
 
 def _part_paths(path: Path, count: int) -> list[Path]:

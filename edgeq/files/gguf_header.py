@@ -58,6 +58,7 @@ class Header:
     def __init__(self, path: Path, raw: Raw, allowance: Allowance) -> None:
         self.path, self.raw, self.allowance = path, raw, allowance
         self.pos, self.size, self.alignment = 0, len(raw), 32
+        self.kinds: dict[str, int] = {}  # type of each key's value
 
     def error(self, where: str, found: str, expected: str, hint: str = "") -> FormatError:
         return FormatError(self.path, where, found=found, expected=expected, hint=hint)
@@ -91,7 +92,7 @@ class Header:
             if not key or key in meta:
                 raise self.error(where, "it twice" if key else "an empty name", "names, each once")
             self.allowance.spend(self.path, where, 300)
-            kind = self.number(U32, where)
+            kind = self.kinds[key] = self.number(U32, where)
             meta[key] = self.value(kind, where)
             if key == "general.alignment":
                 self.set_alignment(kind, meta[key])
