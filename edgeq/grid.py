@@ -12,7 +12,7 @@ stores scale and offset. Many store them in two steps, small integers times a un
 A Grid keeps that factored form, because a kernel streams the small integers and an encoder searches on them.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -31,9 +31,9 @@ class Grid(NamedTuple):
 
     levels: np.ndarray
     scale: np.ndarray
-    offset: np.ndarray | None = None
-    scale_steps: np.ndarray | None = None
-    offset_steps: np.ndarray | None = None
+    offset: Any = None
+    scale_steps: Any = None
+    offset_steps: Any = None
 
 
 def expand(unit: np.ndarray, steps: np.ndarray | None) -> np.ndarray:
@@ -57,3 +57,38 @@ def decode(codes: np.ndarray, grid: Grid | None) -> np.ndarray:
     if grid.offset is not None:
         w += expand(grid.offset, grid.offset_steps)[:, :, None]
     return w.reshape(rows, cols)
+
+
+def inverse(x: np.ndarray) -> np.ndarray:
+    """1 / x as float32, and 0 where x is 0, or so small that float32 does not hold it."""
+    with np.errstate(divide="ignore", over="ignore"):
+        out = np.float32(1) / np.asarray(x, np.float32)
+    return np.where(np.isinf(out), np.float32(0), out)
+
+
+def nearest(v: np.ndarray, levels: np.ndarray) -> np.ndarray:
+    """Codes uint8 of the levels nearest to v; of two that are equally near, a table's is the one nearer to
+    zero.
+    """
+    table = levels.astype(np.float32)
+    if (np.diff(table) == 1).all():
+        return (np.clip(np.rint(v), table[0], table[-1]) - table[0]).astype(np.uint8)
+    ordered, codes = np.unique(table, return_index=True)
+    place = np.zeros(v.shape, np.uint8)
+    for middle in (ordered[1:] + ordered[:-1]) / 2:
+        place += v >= middle if middle < 0 else v > middle
+    return codes.astype(np.uint8)[place]
+
+
+def encode(w: np.ndarray, grid: Grid | None) -> np.ndarray:
+    """Codes uint8 (rows, cols) of the values nearest to w float32 (rows, cols); float formats have no grid,
+    and w is its own codes.
+    """
+    if grid is None:
+        return w
+    rows, cols = w.shape
+    scale = expand(grid.scale, grid.scale_steps)[:, :, None]
+    x = w.reshape(rows, scale.shape[1], -1)
+    if grid.offset is not None:
+        x = x - expand(grid.offset, grid.offset_steps)[:, :, None]
+    return nearest(x * inverse(scale), grid.levels).reshape(rows, cols)

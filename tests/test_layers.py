@@ -22,6 +22,7 @@ LAYERS = [
     {"arch"},
     {"kernels"},
     {"formats"},
+    {"ranges", "rounding", "search", "uniform"},
     {"errors", "grid", "paths", "tensor"},
 ]
 HEIGHT = {room: len(LAYERS) - i for i, layer in enumerate(LAYERS) for room in layer}

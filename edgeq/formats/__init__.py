@@ -5,20 +5,32 @@ A module states its layout in its docstring and holds
     GGML    number of the type in a GGUF file, or None
     BLOCK   weights in a block (1 for the float formats)
     BYTES   bytes of a block
+    PARTS   names of the arrays that are kept apart from the codes, where there are any
     unpack(blocks) -> (codes, grid)      uint8 (n, BYTES) -> uint8 (n, BLOCK), Grid of n rows
+    fit(w, importance=None) -> grid      float32 (n, BLOCK) -> Grid of n rows, as the file can store it
+    pack(codes, grid) -> blocks          the inverse of unpack
+    SPACE   what fit searches, for formats whose scales are in the blocks
 
-A float format's codes are its values, and its grid is None.
+A float format's codes are its values, and its grid is None. Where scales are kept apart, fit takes whole rows
+and `parts(grid)` gives the arrays.
+
+Encoding is `fit`, then `grid.encode`, which takes the nearest codes, then `pack`; an algorithm that chooses
+codes in another way needs only replace the second.
 """
 
 import importlib
 import pkgutil
+from collections.abc import Callable
 from functools import cache
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 
-from ..grid import Grid, decode
+from ..grid import Grid, decode, encode
 from ..tensor import Tensor
+
+PANEL = 1 << 17  # weights encoded together: bounds the scratch memory
 
 
 @cache
@@ -74,3 +86,70 @@ def take(tensor: Tensor, rows: np.ndarray) -> Tensor:
     data = tensor.data.reshape(tensor.rows, -1)[rows].reshape(-1)
     parts = {k: v[rows] for k, v in tensor.parts.items()}
     return tensor._replace(shape=(len(rows), tensor.cols), data=data, parts=parts)
+
+
+def choose(module: ModuleType, w: np.ndarray, importance: np.ndarray | None) -> tuple[np.ndarray, Any]:
+    """Codes uint8 (n, BLOCK) and grid of n rows for w (rows, cols), importance (cols,) or None."""
+    cols = w.shape[1] if parts(module) else module.BLOCK
+    blocks = checked(module, np.ascontiguousarray(w, np.float32)).reshape(-1, cols)
+    space = getattr(module, "SPACE", None)
+    if importance is None and space and space.rounding:
+        return space.rounding(blocks, space.levels)
+    if importance is not None:
+        importance = np.broadcast_to(importance, w.shape).reshape(blocks.shape)
+    grid = module.fit(blocks, importance)
+    return encode(blocks, grid), grid
+
+
+def parts(module: ModuleType) -> tuple[str, ...]:
+    """Names of the arrays that a format keeps apart from the codes."""
+    return getattr(module, "PARTS", ())
+
+
+def checked(module: ModuleType, w: np.ndarray) -> np.ndarray:
+    """w float32, if it is finite and within what the format's scales reach; else ValueError."""
+    space = getattr(module, "SPACE", None)
+    reach = space.reach if space else getattr(module, "LARGEST", np.finfo(np.float32).max)
+    largest = max(w.max(initial=0), -w.min(initial=0))
+    if not largest <= reach:  # or it is NaN
+        raise ValueError(
+            f"weights up to {largest:g}; {module.__name__.split('.')[-1]} holds {reach:g} at most"
+        )
+    return w
+
+
+def quantize(
+    name: str,
+    w: np.ndarray,
+    importance: np.ndarray | None = None,
+    *,
+    choose: Callable = choose,
+) -> Tensor:
+    """Encode a matrix.
+
+    Parameters
+    ----------
+    name : of the format.
+    w : float32 or float16 (..., cols), the weights, finite.
+    importance : float32 (cols,), what a squared error in each column weighs: the mean of its squared inputs.
+        Without it the formats that ggml encodes by plain rounding get just its bytes, and the others the
+        least squared error.
+    choose : what finds the codes and the grid of a panel of rows.
+
+    Returns
+    -------
+    Tensor without a name.
+    """
+    module, cols = get(name), w.shape[-1]
+    rows = w.reshape(-1, cols)
+    if importance is not None and importance.shape != (cols,):
+        raise ValueError(f"importance of {importance.shape}, the weights have {cols} columns")
+    data = np.empty((len(rows), row_bytes(name, cols)), np.uint8)
+    step = len(rows) if parts(module) else max(1, PANEL // cols)
+    apart: dict[str, np.ndarray] = {}
+    for start in range(0, len(rows), step):
+        codes, grid = choose(module, rows[start : start + step], importance)
+        blocks = module.pack(codes.reshape(-1, module.BLOCK), grid)
+        data[start : start + step] = blocks.reshape(-1, data.shape[1])
+        apart = module.parts(grid) if parts(module) else apart
+    return Tensor("", name, w.shape, data.reshape(-1), apart)

@@ -13,11 +13,14 @@ Source: ggml-common.h, block_iq4_xs and kvalues_iq4nl.
 
 import numpy as np
 
+from .. import search
 from ..grid import Grid
+from ..search import Space
 from .iq4_nl import LEVELS
 
 GGML, BLOCK, BYTES = 23, 256, 136
 SHIFTS = np.array([0, 2, 4, 6], dtype=np.uint8)
+SPACE = Space(LEVELS, group=32, steps=(-32, 31))
 
 
 def unpack_scales(packed: np.ndarray) -> np.ndarray:
@@ -33,3 +36,22 @@ def unpack(blocks: np.ndarray) -> tuple[np.ndarray, Grid]:
     qs = blocks[:, 8:].reshape(-1, 8, 16)
     codes = np.concatenate([qs & 15, qs >> 4], axis=2).reshape(-1, BLOCK)
     return codes, Grid(LEVELS, unit, scale_steps=unpack_scales(blocks[:, 2:8]))
+
+
+def fit(w: np.ndarray, importance: np.ndarray | None = None) -> Grid:
+    """Grid of the blocks w float32 (n, 256); importance as w."""
+    return search.fit(w, importance, SPACE)
+
+
+def pack_scales(steps: np.ndarray) -> np.ndarray:
+    """Six-bit scales int8 (n, 8) -> uint8 (n, 6), scales_h and scales_l."""
+    biased = (steps + 32).view(np.uint8)
+    high = np.bitwise_or.reduce((biased >> 4).reshape(-1, 2, 4) << SHIFTS, axis=2)
+    return np.concatenate([high, biased[:, ::2] & 15 | biased[:, 1::2] << 4], axis=1)
+
+
+def pack(codes: np.ndarray, grid: Grid) -> np.ndarray:
+    """codes uint8 (n, 256), Grid of n rows -> uint8 (n, 136)."""
+    pairs = codes.reshape(-1, 8, 2, 16)
+    qs = (pairs[:, :, 0] | pairs[:, :, 1] << 4).reshape(-1, 128)
+    return np.concatenate([grid.scale.view(np.uint8), pack_scales(grid.scale_steps), qs], axis=1)

@@ -18,11 +18,14 @@ Source: ggml-common.h, block_q3_K.
 
 import numpy as np
 
+from .. import search
 from ..grid import Grid
+from ..search import Space
 
 GGML, BLOCK, BYTES = 11, 256, 110
 LEVELS = np.arange(-4, 4, dtype=np.int8)
 SHIFTS = np.array([[0], [2], [4], [6]], dtype=np.uint8)
+SPACE = Space(LEVELS, group=16, steps=(-32, 31))
 
 
 def unpack_scales(packed: np.ndarray) -> np.ndarray:
@@ -39,3 +42,23 @@ def unpack(blocks: np.ndarray) -> tuple[np.ndarray, Grid]:
     codes = low.reshape(-1, 8, 32) | high << 2
     unit = np.ascontiguousarray(blocks[:, 108:]).view("<f2")
     return codes.reshape(-1, BLOCK), Grid(LEVELS, unit, scale_steps=unpack_scales(blocks[:, 96:108]))
+
+
+def fit(w: np.ndarray, importance: np.ndarray | None = None) -> Grid:
+    """Grid of the blocks w float32 (n, 256); importance as w."""
+    return search.fit(w, importance, SPACE)
+
+
+def pack_scales(steps: np.ndarray) -> np.ndarray:
+    """Six-bit scales int8 (n, 16) -> uint8 (n, 12)."""
+    biased = (steps + 32).view(np.uint8)
+    low = biased[:, :8] & 15 | biased[:, 8:] << 4
+    high = np.bitwise_or.reduce((biased >> 4).reshape(-1, 4, 4) << SHIFTS, axis=1)
+    return np.concatenate([low, high], axis=1)
+
+
+def pack(codes: np.ndarray, grid: Grid) -> np.ndarray:
+    """codes uint8 (n, 256), Grid of n rows -> uint8 (n, 110)."""
+    high = np.packbits((codes >> 2).reshape(-1, 8, 32), axis=1, bitorder="little").reshape(-1, 32)
+    qs = np.bitwise_or.reduce((codes & 3).reshape(-1, 2, 4, 32) << SHIFTS, axis=2).reshape(-1, 64)
+    return np.concatenate([high, qs, pack_scales(grid.scale_steps), grid.scale.view(np.uint8)], axis=1)

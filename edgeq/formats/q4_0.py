@@ -10,10 +10,14 @@ Source: ggml-common.h, block_q4_0.
 
 import numpy as np
 
+from .. import search
 from ..grid import Grid
+from ..rounding import farthest
+from ..search import Space
 
 GGML, BLOCK, BYTES = 2, 32, 18
 LEVELS = np.arange(-8, 8, dtype=np.int8)
+SPACE = Space(LEVELS, group=32, rounding=farthest)
 
 
 def unpack(blocks: np.ndarray) -> tuple[np.ndarray, Grid]:
@@ -21,3 +25,14 @@ def unpack(blocks: np.ndarray) -> tuple[np.ndarray, Grid]:
     qs = blocks[:, 2:]
     codes = np.concatenate([qs & 15, qs >> 4], axis=1)
     return codes, Grid(LEVELS, np.ascontiguousarray(blocks[:, :2]).view("<f2"))
+
+
+def fit(w: np.ndarray, importance: np.ndarray | None = None) -> Grid:
+    """Grid of the blocks w float32 (n, 32); importance as w."""
+    return search.fit(w, importance, SPACE)
+
+
+def pack(codes: np.ndarray, grid: Grid) -> np.ndarray:
+    """codes uint8 (n, 32), Grid of n rows -> uint8 (n, 18)."""
+    qs = codes[:, :16] | codes[:, 16:] << 4
+    return np.concatenate([grid.scale.view(np.uint8), qs], axis=1)

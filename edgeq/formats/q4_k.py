@@ -19,10 +19,13 @@ Source: ggml-common.h, block_q4_K.
 
 import numpy as np
 
+from .. import search
 from ..grid import Grid
+from ..search import Space
 
 GGML, BLOCK, BYTES = 12, 256, 144
 LEVELS = np.arange(16, dtype=np.int8)
+SPACE = Space(LEVELS, group=32, steps=(0, 63), offset=True)
 
 
 def unpack_scales(packed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -40,3 +43,23 @@ def unpack(blocks: np.ndarray) -> tuple[np.ndarray, Grid]:
     qs = blocks[:, 16:].reshape(-1, 4, 1, 32)
     codes = np.concatenate([qs & 15, qs >> 4], axis=2).reshape(-1, BLOCK)
     return codes, Grid(LEVELS, units[:, :1], -units[:, 1:], scales, offsets)
+
+
+def fit(w: np.ndarray, importance: np.ndarray | None = None) -> Grid:
+    """Grid of the blocks w float32 (n, 256); importance as w."""
+    return search.fit(w, importance, SPACE)
+
+
+def pack_scales(scales: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+    """Six-bit scales and offsets, uint8 (n, 8) each -> uint8 (n, 12)."""
+    a = scales[:, :4] | scales[:, 4:] >> 4 << 6
+    b = offsets[:, :4] | offsets[:, 4:] >> 4 << 6
+    return np.concatenate([a, b, scales[:, 4:] & 15 | offsets[:, 4:] << 4], axis=1)
+
+
+def pack(codes: np.ndarray, grid: Grid) -> np.ndarray:
+    """codes uint8 (n, 256), Grid of n rows -> uint8 (n, 144)."""
+    units = np.concatenate([grid.scale, -grid.offset], axis=1).view(np.uint8)
+    pairs = codes.reshape(-1, 4, 2, 32)
+    qs = (pairs[:, :, 0] | pairs[:, :, 1] << 4).reshape(-1, 128)
+    return np.concatenate([units, pack_scales(grid.scale_steps, grid.offset_steps), qs], axis=1)

@@ -11,10 +11,14 @@ Source: ggml-common.h, block_q5_0.
 
 import numpy as np
 
+from .. import search
 from ..grid import Grid
+from ..rounding import farthest
+from ..search import Space
 
 GGML, BLOCK, BYTES = 6, 32, 22
 LEVELS = np.arange(-16, 16, dtype=np.int8)
+SPACE = Space(LEVELS, group=32, rounding=farthest)
 
 
 def unpack(blocks: np.ndarray) -> tuple[np.ndarray, Grid]:
@@ -23,3 +27,15 @@ def unpack(blocks: np.ndarray) -> tuple[np.ndarray, Grid]:
     qs = blocks[:, 6:]
     codes = np.concatenate([qs & 15, qs >> 4], axis=1) | high << 4
     return codes, Grid(LEVELS, np.ascontiguousarray(blocks[:, :2]).view("<f2"))
+
+
+def fit(w: np.ndarray, importance: np.ndarray | None = None) -> Grid:
+    """Grid of the blocks w float32 (n, 32); importance as w."""
+    return search.fit(w, importance, SPACE)
+
+
+def pack(codes: np.ndarray, grid: Grid) -> np.ndarray:
+    """codes uint8 (n, 32), Grid of n rows -> uint8 (n, 22)."""
+    high = np.packbits(codes >> 4, axis=1, bitorder="little")
+    qs = codes[:, :16] & 15 | codes[:, 16:] << 4
+    return np.concatenate([grid.scale.view(np.uint8), high, qs], axis=1)

@@ -14,11 +14,14 @@ Source: ggml-common.h, block_q5_K.
 
 import numpy as np
 
+from .. import search
 from ..grid import Grid
-from .q4_k import unpack_scales
+from ..search import Space
+from .q4_k import pack_scales, unpack_scales
 
 GGML, BLOCK, BYTES = 13, 256, 176
 LEVELS = np.arange(32, dtype=np.int8)
+SPACE = Space(LEVELS, group=32, steps=(0, 63), offset=True)
 
 
 def unpack(blocks: np.ndarray) -> tuple[np.ndarray, Grid]:
@@ -29,3 +32,17 @@ def unpack(blocks: np.ndarray) -> tuple[np.ndarray, Grid]:
     qs = blocks[:, 48:].reshape(-1, 4, 1, 32)
     codes = np.concatenate([qs & 15, qs >> 4], axis=2).reshape(-1, 8, 32) | high << 4
     return codes.reshape(-1, BLOCK), Grid(LEVELS, units[:, :1], -units[:, 1:], scales, offsets)
+
+
+def fit(w: np.ndarray, importance: np.ndarray | None = None) -> Grid:
+    """Grid of the blocks w float32 (n, 256); importance as w."""
+    return search.fit(w, importance, SPACE)
+
+
+def pack(codes: np.ndarray, grid: Grid) -> np.ndarray:
+    """codes uint8 (n, 256), Grid of n rows -> uint8 (n, 176)."""
+    units = np.concatenate([grid.scale, -grid.offset], axis=1).view(np.uint8)
+    high = np.packbits((codes >> 4).reshape(-1, 8, 32), axis=1, bitorder="little").reshape(-1, 32)
+    pairs = codes.reshape(-1, 4, 2, 32)
+    qs = (pairs[:, :, 0] & 15 | pairs[:, :, 1] << 4).reshape(-1, 128)
+    return np.concatenate([units, pack_scales(grid.scale_steps, grid.offset_steps), high, qs], axis=1)

@@ -21,11 +21,14 @@ Source: ggml-common.h, block_q6_K.
 
 import numpy as np
 
+from .. import search
 from ..grid import Grid
+from ..search import Space
 
 GGML, BLOCK, BYTES = 14, 256, 210
 LEVELS = np.arange(-32, 32, dtype=np.int8)
 SHIFTS = np.array([[0], [2], [4], [6]], dtype=np.uint8)
+SPACE = Space(LEVELS, group=16, steps=(-128, 127))
 
 
 def unpack(blocks: np.ndarray) -> tuple[np.ndarray, Grid]:
@@ -36,3 +39,16 @@ def unpack(blocks: np.ndarray) -> tuple[np.ndarray, Grid]:
     unit = np.ascontiguousarray(blocks[:, 208:]).view("<f2")
     steps = blocks[:, 192:208].view(np.int8)
     return codes.reshape(-1, BLOCK), Grid(LEVELS, unit, scale_steps=steps)
+
+
+def fit(w: np.ndarray, importance: np.ndarray | None = None) -> Grid:
+    """Grid of the blocks w float32 (n, 256); importance as w."""
+    return search.fit(w, importance, SPACE)
+
+
+def pack(codes: np.ndarray, grid: Grid) -> np.ndarray:
+    """codes uint8 (n, 256), Grid of n rows -> uint8 (n, 210)."""
+    quarters = codes.reshape(-1, 2, 4, 32)
+    ql = (quarters[:, :, :2] & 15 | quarters[:, :, 2:] << 4).reshape(-1, 128)
+    qh = np.bitwise_or.reduce(quarters >> 4 << SHIFTS, axis=2).reshape(-1, 64)
+    return np.concatenate([ql, qh, grid.scale_steps.view(np.uint8), grid.scale.view(np.uint8)], axis=1)

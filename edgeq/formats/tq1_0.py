@@ -16,11 +16,15 @@ Source: ggml-common.h, block_tq1_0.
 
 import numpy as np
 
+from .. import search
 from ..grid import Grid
+from ..rounding import absmax
+from ..search import Space
 
 GGML, BLOCK, BYTES = 34, 256, 54
 LEVELS = np.array([-1, 0, 1], dtype=np.int8)
 POWERS = np.array([[1], [3], [9], [27], [81]], dtype=np.uint8)
+SPACE = Space(LEVELS, group=256, rounding=absmax)
 
 
 def digits(packed: np.ndarray, count: int) -> np.ndarray:
@@ -33,3 +37,19 @@ def unpack(blocks: np.ndarray) -> tuple[np.ndarray, Grid]:
     """uint8 (n, 54) -> codes uint8 (n, 256), Grid with one f16 scale a row."""
     runs = digits(blocks[:, :32], 5), digits(blocks[:, 32:48], 5), digits(blocks[:, 48:52], 4)
     return np.concatenate(runs, axis=1), Grid(LEVELS, np.ascontiguousarray(blocks[:, 52:]).view("<f2"))
+
+
+def fit(w: np.ndarray, importance: np.ndarray | None = None) -> Grid:
+    """Grid of the blocks w float32 (n, 256); importance as w."""
+    return search.fit(w, importance, SPACE)
+
+
+def pack(codes: np.ndarray, grid: Grid) -> np.ndarray:
+    """codes uint8 (n, 256) below 3, Grid of n rows -> uint8 (n, 54)."""
+    runs = np.split(codes, [160, 240], axis=1)
+    numbers = [
+        (run.reshape(len(codes), count, -1) * POWERS[4::-1][:count]).sum(axis=1, dtype=np.uint16)
+        for run, count in zip(runs, (5, 5, 4), strict=True)
+    ]
+    packed = (np.concatenate(numbers, axis=1) * 256 + 242) // 243
+    return np.concatenate([packed.astype(np.uint8), grid.scale.view(np.uint8)], axis=1)
