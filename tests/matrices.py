@@ -26,7 +26,7 @@ def random_tensor(name: str, rows: int, cols: int, rng: np.random.Generator) -> 
             blocks[:, at : at + 2] = small.view(np.uint8).reshape(-1, 2)
         if name == "mxfp4":
             blocks[:, 0] = rng.integers(118, 126, len(blocks))
-    parts = {"scale": rng.random(rows).astype(np.float32)} if name == "i8" else {}
+    parts = {"scale": rng.random(rows).astype(np.float32)} if formats.parts(formats.get(name)) else {}
     return Tensor(name, name, (rows, cols), data.reshape(-1).view(np.uint8), parts)
 
 

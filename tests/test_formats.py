@@ -59,7 +59,7 @@ def random_tensor(name: str, seed: int, rows: int = ROWS) -> tuple[Tensor, np.nd
     """A tensor of random bytes, and the bytes as rows."""
     rng = np.random.default_rng(seed)
     encoded = rng.integers(0, 256, (rows, BLOCKS * formats.get(name).BYTES), np.uint8)
-    parts = {"scale": rng.standard_normal(rows, np.float32)} if name == "i8" else {}
+    parts = {"scale": rng.standard_normal(rows, np.float32)} if formats.parts(formats.get(name)) else {}
     return tensor_of(name, encoded, **parts), encoded
 
 
@@ -354,7 +354,7 @@ def test_row_bytes(name):
 
 
 def test_unknown_format():
-    with pytest.raises(ValueError, match="unknown format 'q9_z'; edgeq has bf16, f16"):
+    with pytest.raises(ValueError, match="unknown format 'q9_z'; edgeq has bf16, binary"):
         formats.get("q9_z")
     assert formats.from_ggml(9999) is None
 

@@ -268,6 +268,6 @@ def want_everything() -> None:
     for name in formats.names():
         cols = 2 * max(formats.get(name).BLOCK, RUN)
         data = np.zeros(ROWS * formats.row_bytes(name, cols), np.uint8)
-        parts = {"scale": np.zeros(ROWS, np.float32)} if name == "i8" else {}
+        parts = {"scale": np.zeros(ROWS, np.float32)} if formats.parts(formats.get(name)) else {}
         product = Product(prepare([Tensor(name, name, (ROWS, cols), data, parts)]))
         WANTED.update((product.one, product.many, product.coarse))
