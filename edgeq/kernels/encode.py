@@ -1,0 +1,126 @@
+"""Encoding compiled, bit for bit: `formats.quantize` with the nearest codes of `grid.encode` and the plain
+roundings of `rounding.py`; scales are searched in `kernels/search.py`.
+"""
+
+from types import ModuleType
+
+import numpy as np
+
+from .. import formats, rounding
+from ..grid import Grid, expand
+from ..tensor import Tensor
+from . import simd
+from .jit import kernel
+from .lanewise import minimum
+from .search import fit, table
+from .simd import LANES
+
+FARTHEST, MINMAX, ABSMAX = range(3)
+HOW = {rounding.farthest: FARTHEST, rounding.minmax: MINMAX, rounding.absmax: ABSMAX}
+
+
+def quantize(name: str, w: np.ndarray, importance: np.ndarray | None = None) -> Tensor:
+    """`formats.quantize`, compiled, on the thread that calls it; several may."""
+    return formats.quantize(name, w, importance, choose=choose)
+
+
+def choose(
+    module: ModuleType, w: np.ndarray, importance: np.ndarray | None
+) -> tuple[np.ndarray, Grid | None]:
+    """`formats.choose`"""
+    space = getattr(module, "SPACE", None)
+    if space is None:
+        return formats.choose(module, w, importance)
+    w = formats.checked(module, floats(w))
+    blocks = w.reshape(-1, module.BLOCK)
+    if importance is None and space.rounding:
+        codes = np.empty(blocks.shape, np.uint8)
+        scale, offset = np.empty((2, len(blocks), 1), np.float32)
+        round_blocks(blocks, HOW[space.rounding], table(space.levels), codes, scale[:, 0], offset[:, 0])
+        return codes, Grid(space.levels, scale.astype("<f2"), offset.astype("<f2") if space.offset else None)
+    grid = fit(w, importance, space, module.BLOCK)
+    return encode(blocks, grid), grid
+
+
+def encode(w: np.ndarray, grid: Grid) -> np.ndarray:
+    """`grid.encode`, for levels in ascending order; w float32 (rows, cols)."""
+    scale = expand(grid.scale, grid.scale_steps)
+    offset = np.zeros_like(scale) if grid.offset is None else expand(grid.offset, grid.offset_steps)
+    codes = np.empty((scale.size, w.size // scale.size), np.uint8)
+    encode_groups(w.reshape(codes.shape), scale.reshape(-1), offset.reshape(-1), table(grid.levels), codes)
+    return codes.reshape(w.shape)
+
+
+def floats(w: np.ndarray) -> np.ndarray:
+    """w as float32, contiguous."""
+    if w.dtype != np.float16 or w.size % LANES:
+        return np.ascontiguousarray(w, np.float32)
+    out = np.empty(w.shape, np.float32)
+    widen(np.ascontiguousarray(w).view(np.int16).reshape(-1), out.reshape(-1))
+    return out
+
+
+@kernel("void(i2[::1], f4[::1])")
+def widen(halves, out):
+    """out = float16 numbers, which come as int16; a multiple of sixteen."""
+    for i in range(0, len(out), LANES):
+        simd.store(out, i, 0, simd.load(halves, i))
+
+
+@kernel("void(f4[:, ::1], f4[::1], f4[::1], f4[:, ::1], u1[:, ::1])", error_model="numpy")
+def encode_groups(w, scale, offset, levels, codes):
+    """codes u8 (groups, group) = nearest to w, on the grid of scale and offset f32 (groups,) and of levels as
+    `table` has them.
+    """
+    first, last = levels[0, 0], levels[0, -1]
+    for g in range(len(w)):
+        over = np.float32(1) / scale[g]
+        over = np.float32(0) if np.isinf(over) else over
+        for j in range(w.shape[1]):
+            v = (w[g, j] - offset[g]) * over
+            if levels.shape[1] == 2:
+                codes[g, j] = np.uint8(min(max(np.rint(v), first), last) - first)
+            else:
+                code = 0
+                for i in range(levels.shape[1] - 1):
+                    code += v > levels[1, i]
+                codes[g, j] = np.uint8(code)
+
+
+@kernel("void(f4[:, ::1], i8, f4[:, ::1], u1[:, ::1], f4[::1], f4[::1])", error_model="numpy")
+def round_blocks(w, how, levels, codes, scales, offsets):
+    """`rounding.farthest`, `minmax` or `absmax` of the blocks w f32 (n, block), a multiple of sixteen."""
+    zero, middle = np.float32(0), np.float32(0.5)
+    first, last = levels[0, 0], levels[0, 1]
+    bias, top = middle - first, last - first
+    minus, flat, block = simd.splat(np.float32(-1)), w.reshape(-1), w.shape[1]
+    for n in range(len(w)):
+        highest = simd.load(flat, n * block)
+        lowest = highest
+        for j in range(LANES, block, LANES):
+            v = simd.load(flat, n * block + j)
+            lowest, highest = minimum(lowest, v), simd.maximum(highest, v)
+        low, high, offset = zero - simd.largest(lowest * minus), simd.largest(highest) + zero, zero
+        if how == MINMAX:
+            scale, offset = (high - low) / last, low
+        elif how == ABSMAX:
+            scale = abs(max(high, -low)) / last
+        else:
+            extreme = high if high > -low else low
+            if high == -low:
+                for j in range(block):
+                    if abs(w[n, j]) == high:
+                        extreme = w[n, j]
+                        break
+            scale = extreme / first
+        over = np.float32(1) / scale
+        over = zero if np.isinf(over) else over
+        scales[n], offsets[n] = scale, offset
+        for j in range(block):
+            v = (w[n, j] - offset) * over
+            if how == ABSMAX:
+                whole = np.floor(abs(v))
+                whole += not abs(v) - whole < middle
+                codes[n, j] = np.uint8((whole if v > zero else -whole) - first)
+            else:
+                codes[n, j] = np.uint8(min(np.floor(v + bias), top))
