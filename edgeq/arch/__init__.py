@@ -6,6 +6,7 @@ A module holds
                                          hidden states, head(hidden) -> logits
     HF_NAMES, from_huggingface(config)   its names in Hugging Face checkpoints, and GGUF metadata of a
     config.json
+    to_huggingface(meta, weights)        the way back: its Config, and what a config.json says besides
 """
 
 import importlib
@@ -31,7 +32,7 @@ CHUNK = 512  # tokens that go through the layers together: bounds the scratch me
 AGAIN = 16  # tokens that are computed together over and over, at most
 TURN = threading.Lock()  # the kernels' pool of threads serves one caller at a time
 os.register_at_fork(after_in_child=lambda: globals().update(TURN=threading.Lock()))
-HELPERS = ("config", "huggingface", "weights")
+HELPERS = ("as_huggingface", "config", "huggingface", "weights")
 
 
 @contextmanager

@@ -8,6 +8,7 @@ Five of six layers see a sliding window and turn by a rotary base of 10,000; the
 the file's base. A norm gain g multiplies by 1 + g in a Hugging Face checkpoint; GGUF files hold 1 + g.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -78,14 +79,54 @@ def from_huggingface(c: huggingface.Config) -> dict[str, Any]:
     meta["gemma3.attention.sliding_window"] = c.integer("sliding_window")
     meta["gemma3.attention.sliding_window_pattern"] = np.array([k == "sliding_attention" for k in kinds])
     meta["gemma3.rope.freq_base_swa"] = base
-    meta["edgeq.attention_scale"] = c.number("query_pre_attn_scalar") ** -0.5
+    scale = c.number("query_pre_attn_scalar") ** -0.5
+    dim, heads = c.integer("hidden_size"), c.integer("num_attention_heads")
+    if not math.isclose(scale, attention_scale(layers, dim, heads, c.integer("head_dim")), rel_tol=1e-6):
+        meta["edgeq.attention_scale"] = scale
     meta["edgeq.norms_add_one"] = True
     return meta
+
+
+def attention_scale(layers: int, dim: int, heads: int, head_dim: int) -> float:
+    """What GGUF files do not state; the 27B model is the one whose scale is not that of its head."""
+    return float((dim // heads if layers == 62 else head_dim) ** -0.5)
+
+
+def to_huggingface(meta: Mapping[str, Any], weights: Weights) -> tuple[Config, dict[str, Any]]:
+    """Shape, and what a config.json says besides it."""
+    c, local_base = read_config(meta, weights.vocab_size(), weights.path)
+    return c, {
+        "model_type": "gemma3_text",
+        "architectures": ["Gemma3ForCausalLM"],
+        "hidden_activation": "gelu_pytorch_tanh",
+        "query_pre_attn_scalar": round(attention_scale(c.layers, c.dim, c.heads, c.head_dim) ** -2),
+        "sliding_window": max(c.windows) or DEFAULTS["sliding_window"],
+        "layer_types": ["sliding_attention" if window else "full_attention" for window in c.windows],
+        "rope_local_base_freq": local_base,
+        "edgeq.norms_add_one": True,
+    }
 
 
 def local_layers(layers: int, every: int) -> list[bool]:
     """Which layers see a window: all but each `every`-th."""
     return [(i + 1) % every != 0 for i in range(layers)]
+
+
+def read_config(meta: Mapping[str, Any], vocab_size: int, path: object) -> tuple[Config, float]:
+    """The model's shape, and the rotary base of the layers with a window."""
+    # Ollama's files have names of their own for the two bases, and state a cap of the logits that the model
+    # lacks
+    base = meta.get("gemma3.rope.global.freq_base", GLOBAL_BASE)
+    c = config.read({"gemma3.rope.freq_base": base, **meta}, vocab_size, path, interleaved=False)
+    keys = config.Keys(meta, path)
+    local = meta.get("gemma3.attention.sliding_window_pattern", GLOBAL_EVERY)
+    if isinstance(local, int) and not isinstance(local, bool) and local > 0:  # of how many one sees all
+        local = np.array(local_layers(c.layers, local))
+    if not isinstance(local, np.ndarray) or local.shape != (c.layers,) or local.dtype != bool:
+        raise keys.fail("attention.sliding_window_pattern", local, f"a period or {c.layers} booleans")
+    c = replace(c, windows=tuple(c.windows[0] if is_local else 0 for is_local in local))
+    base = meta.get("gemma3.rope.local.freq_base", LOCAL_BASE)
+    return c, keys.number("rope.freq_base_swa", base)
 
 
 class Layer:
@@ -123,24 +164,11 @@ class Network:
 
     def __init__(self, meta: Mapping[str, Any], weights: Weights) -> None:
         vocab = weights.vocab_size()
-        # Ollama's files have names of their own for the two bases, and state a cap of the logits that the
-        # model lacks
-        base = meta.get("gemma3.rope.global.freq_base", GLOBAL_BASE)
-        c = config.read({"gemma3.rope.freq_base": base, **meta}, vocab, weights.path, interleaved=False)
-        keys = config.Keys(meta, weights.path)
-        local = meta.get("gemma3.attention.sliding_window_pattern", GLOBAL_EVERY)
-        if isinstance(local, int) and not isinstance(local, bool) and local > 0:  # of how many one sees all
-            local = np.array(local_layers(c.layers, local))
-        if not isinstance(local, np.ndarray) or local.shape != (c.layers,) or local.dtype != bool:
-            raise keys.fail("attention.sliding_window_pattern", local, f"a period or {c.layers} booleans")
-        c = replace(c, windows=tuple(c.windows[0] if is_local else 0 for is_local in local))
+        c, self.local_base = read_config(meta, vocab, weights.path)
         gain_offset = 1.0 if meta.get("edgeq.norms_add_one") else 0.0
-        # GGUF files do not state the scale; the 27B model is the one whose scale is not that of its head
-        scale = meta.get("edgeq.attention_scale", (c.dim / c.heads if c.layers == 62 else c.head_dim) ** -0.5)
+        implied = attention_scale(c.layers, c.dim, c.heads, c.head_dim)
+        scale = meta.get("edgeq.attention_scale", implied)
         self.config, self.ops = c, weights.ops
-        self.local_base = keys.number(
-            "rope.freq_base_swa", meta.get("gemma3.rope.local.freq_base", LOCAL_BASE)
-        )
         self.embedding_scale = np.float32(c.dim**0.5)
         self.embedding = self.ops.embedding(weights.tensor("token_embd.weight", vocab, c.dim))
         self.layers = [Layer(weights, c, i, scale, gain_offset) for i in range(c.layers)]

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from ..errors import FormatError
 from ..kernels.cache import KVCache
 from ..kernels.heads import Heads
 from ..kernels.rope import Rope, rope
@@ -39,6 +40,28 @@ def from_huggingface(c: huggingface.Config) -> dict[str, Any]:
     if window := c.optional_integer("sliding_window"):
         meta["llama.attention.sliding_window"] = window
     return meta | {"edgeq.rope_in_halves": True}
+
+
+def to_huggingface(meta: Mapping[str, Any], weights: Weights) -> tuple[Config, dict[str, Any]]:
+    """Shape, and what a config.json says besides it."""
+    c = config.read(meta, weights.vocab_size(), weights.path, interleaved=True)
+    if c.windows[0]:  # the one thing in which Mistral differs
+        return c, {
+            "model_type": "mistral",
+            "architectures": ["MistralForCausalLM"],
+            "sliding_window": c.windows[0],
+        }
+    biased = [f"blk.0.{name}.bias" in weights.tensors for name in ("attn_q", "attn_output", "ffn_up")]
+    if biased[0] != biased[1]:
+        found = f"biases of {'attn_q' if biased[0] else 'attn_output'} alone"
+        expected = "those of both or of none, as Hugging Face's Llama has them"
+        raise FormatError(weights.path, "tensor blk.0.attn_q.bias", found=found, expected=expected)
+    return c, {
+        "model_type": "llama",
+        "architectures": ["LlamaForCausalLM"],
+        "attention_bias": biased[0],
+        "mlp_bias": biased[2],
+    }
 
 
 def network(meta: Mapping[str, Any], weights: Weights) -> "Network":

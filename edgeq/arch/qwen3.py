@@ -5,7 +5,8 @@ rotary embedding, whose pairs are in halves.
 from collections.abc import Mapping
 from typing import Any
 
-from . import huggingface, llama
+from . import config, huggingface, llama
+from .config import Config
 from .weights import Weights
 
 HF_NAMES = llama.HF_NAMES | {"attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm"}
@@ -16,6 +17,17 @@ def from_huggingface(c: huggingface.Config) -> dict[str, Any]:
     if c.raw.get("use_sliding_window"):
         raise c.fail("use_sliding_window", "false (no released Qwen3 model uses the window)")
     return c.metadata("qwen3")
+
+
+def to_huggingface(meta: Mapping[str, Any], weights: Weights) -> tuple[Config, dict[str, Any]]:
+    """Shape, and what a config.json says besides it."""
+    c = config.read(meta, weights.vocab_size(), weights.path, interleaved=False)
+    return c, {
+        "model_type": "qwen3",
+        "architectures": ["Qwen3ForCausalLM"],
+        "attention_bias": False,
+        "use_sliding_window": False,
+    }
 
 
 def network(meta: Mapping[str, Any], weights: Weights) -> llama.Network:

@@ -11,7 +11,8 @@ under those names, as the models' own tokenizer.json files have them.
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-from tokenizers import Regex, pre_tokenizers
+import tokenizers
+from tokenizers import Regex, models, pre_tokenizers
 
 from . import merge
 
@@ -90,10 +91,24 @@ def encoder(ids: Mapping[str, int], merges: Sequence[str], cut: Cut) -> Callable
             return (ids[word],)
         return of_merged(word.translate(unspelled) if unspelled else word)
 
-    words = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in cut.patterns]
-    spell = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    split = pre_tokenizers.Sequence([*words, spell]).pre_tokenize_str
+    split = cutter(cut).pre_tokenize_str
     return lambda text: [id for word, _ in split(text) for id in of_word(word)]
+
+
+def engine(ids: Mapping[str, int], merges: Sequence[str], cut: Cut) -> tokenizers.Tokenizer:
+    """The library's tokenizer, without special tokens."""
+    pairs = [(left, right) for left, _, right in (pair.partition(" ") for pair in merges)]
+    made = tokenizers.Tokenizer(models.BPE(dict(ids), pairs, ignore_merges=cut.whole_words))
+    made.pre_tokenizer = cutter(cut)
+    return made
+
+
+def cutter(cut: Cut) -> pre_tokenizers.PreTokenizer:
+    """What cuts text into words, and spells their bytes."""
+    words = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in cut.patterns]
+    return pre_tokenizers.Sequence(
+        [*words, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
 
 
 # A byte is written as the character of its number where that prints, the other 68 as U+0100 and on.

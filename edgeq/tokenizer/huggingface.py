@@ -34,17 +34,17 @@ MAX_GAP = 1 << 16  # ids that may be missing in a vocabulary, or that a model ma
 
 def from_huggingface(folder: str | os.PathLike) -> Tokenizer:
     """A tokenizer from a Hugging Face folder; FormatError when a file is unsound or of an unknown kind."""
-    f = _Folder(folder)
+    f = Folder(folder)
     if (f.path / "tokenizer.json").exists():
         return _from_json(f)
-    found = sorted(path.name for path in f.path.glob("*.model"))
-    if len(found) != 1 and "tokenizer.model" not in found:
-        expected = "tokenizer.json or tokenizer.model"
-        raise FormatError(f.path, "", found=", ".join(found) or "no vocabulary", expected=expected)
-    return _from_sentencepiece(f, found[0] if len(found) == 1 else "tokenizer.model")
+    path = f.sentencepiece()
+    if path is None:
+        found = ", ".join(sorted(path.name for path in f.path.glob("*.model"))) or "no vocabulary"
+        raise FormatError(f.path, "", found=found, expected="tokenizer.json or tokenizer.model")
+    return _from_sentencepiece(f, path)
 
 
-class _Folder:
+class Folder:
     """The settings around a vocabulary, from whichever file has them."""
 
     def __init__(self, folder: str | os.PathLike) -> None:
@@ -61,6 +61,12 @@ class _Folder:
 
     def error(self, name: str, where: str, found: object, expected: str) -> FormatError:
         return FormatError(self.path / name, where, found=repr(found)[:80], expected=expected)
+
+    def sentencepiece(self) -> Path | None:
+        """The SentencePiece model: tokenizer.model, or the only one of another name."""
+        found = [path.name for path in self.path.glob("*.model")]
+        name = found[0] if len(found) == 1 else "tokenizer.model"
+        return inside(self.path / name, self.path) if name in found else None
 
     def flag(self, name: str) -> bool | None:
         value = self.tokenizer.get(name)
@@ -124,7 +130,7 @@ class _Folder:
         return template
 
 
-def _from_json(f: _Folder) -> Tokenizer:
+def _from_json(f: Folder) -> Tokenizer:
     """A tokenizer that the tokenizers library runs."""
     path = inside(f.path / "tokenizer.json", f.path)
     try:
@@ -232,16 +238,24 @@ def _with(ids: tuple[int, ...], id: int | None, wanted: bool | None, at: int) ->
     return (*ids[:at], id, *ids[at:]) if wanted else tuple(i for i in ids if i != id)
 
 
-def _from_sentencepiece(f: _Folder, name: str) -> Tokenizer:
-    """A tokenizer from a SentencePiece model and the tokens that settings add to it, told in GGUF's terms."""
-    path = inside(f.path / name, f.path)
+def _from_sentencepiece(f: Folder, path: Path) -> Tokenizer:
+    """A tokenizer from a SentencePiece model and the tokens that settings add to it."""
+    tokenizer = from_gguf(sentencepiece_metadata(f, path), path)
+    ends = (i for i in f.model_ids("eos") if i < tokenizer.vocab_size)
+    return dataclasses.replace(tokenizer, eog_ids=tokenizer.eog_ids.union(ends))
+
+
+def sentencepiece_metadata(f: Folder, path: Path) -> dict[str, Any]:
+    """A SentencePiece model and the tokens that settings add to it, told in GGUF's terms."""
     meta = sentencepiece.read(path)
     tokens, kinds = meta[KEY + "tokens"], meta[KEY + "token_type"].tolist()
     for id, added in sorted(f.added_tokens().items()):
         if id > len(tokens):
             raise f.error("tokenizer_config.json", "added_tokens_decoder", id, f"an id up to {len(tokens):,}")
-        tokens[id : id + 1] = [added["content"]]
-        kinds[id : id + 1] = [Kind.CONTROL if added.get("special") else Kind.USER_DEFINED]
+        special = added.get("special")
+        # as in `sentencepiece`, which the content follows where it has ▁ for a space
+        tokens[id : id + 1] = [added["content"] if special else added["content"].replace(spm.SPACE, " ")]
+        kinds[id : id + 1] = [Kind.CONTROL if special else Kind.USER_DEFINED]
     extra = f.size(len(tokens), path) - len(tokens)
     meta[KEY + "tokens"] = tokens + [""] * extra
     meta[KEY + "token_type"] = np.array(kinds + [Kind.UNUSED] * extra, np.int32)
@@ -255,6 +269,4 @@ def _from_sentencepiece(f: _Folder, name: str) -> Tokenizer:
             meta[f"{KEY}{name}_token_id"] = special
         if wanted is not None:
             meta[f"{KEY}add_{name}_token"] = wanted
-    tokenizer = from_gguf(meta, path)
-    ends = (i for i in f.model_ids("eos") if i < tokenizer.vocab_size)
-    return dataclasses.replace(tokenizer, eog_ids=tokenizer.eog_ids.union(ends))
+    return meta

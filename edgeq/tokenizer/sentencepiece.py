@@ -1,15 +1,17 @@
 """A SentencePiece model (``tokenizer.model``), told in GGUF's terms. The file is a protocol buffer:
 
     1   piece, repeated      1 text, 2 score (f32), 3 Kind (normal when absent)
-    2   trainer              3 kind of model (2: BPE), 40 unknown, 41 begin, 42 end
-    3   normalizer           2 table of rewritten characters, 3 space prefix, 4 removal of extra spaces
+    2   trainer              3 kind of model (2: BPE), 4 size, 35 whether it has bytes, 40 unknown, 41 begin,
+                             42 end, 43 padding
+    3   normalizer           1 name, 2 table of rewritten characters, 3 space prefix, 4 removal of extra
+                             spaces
 
 Source: sentencepiece_model.proto.
 """
 
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -72,6 +74,52 @@ def _meta(raw: bytes) -> dict[str, Any]:
             meta[f"{name}_token_id"] = number
     meta["add_bos_token"] = "bos_token_id" in meta
     return meta
+
+
+def write(meta: Mapping[str, Any]) -> bytes:
+    """The file of GGUF metadata; `read` gives the vocabulary back.
+
+    The library wants exactly one unknown token, and a text for each.
+    """
+    get = lambda key, default=None: meta.get(f"tokenizer.ggml.{key}", default)  # noqa: E731
+    tokens, scores, unknown = get("tokens"), get("scores"), get("unknown_token_id", 0)
+    kinds = np.array(get("token_type", np.ones(len(tokens), np.int32)))
+    kinds[kinds == Kind.UNKNOWN] = Kind.CONTROL
+    kinds[unknown] = Kind.UNKNOWN
+    user, out = int(Kind.USER_DEFINED), []
+    for id, (token, score, kind) in enumerate(zip(tokens, scores.tolist(), kinds.tolist(), strict=True)):
+        text = token.replace(" ", SPACE) if kind == user else token
+        piece = _field(1, text or f"[PAD{id}]") + struct.pack("<BfBB", 2 << 3 | 5, score, 3 << 3, kind)
+        out.append(_field(1, piece))
+    trainer = (
+        _field(3, BPE)
+        + _field(4, len(out))
+        + _field(35, int((kinds == Kind.BYTE).any()))
+        + _field(40, unknown)
+    )
+    for number, name in ((41, "bos"), (42, "eos"), (43, "padding")):
+        trainer += _field(number, get(f"{name}_token_id", -1))
+    spaces = int(get("add_space_prefix", True)), int(get("remove_extra_whitespaces", False))
+    normalizer = _field(1, "identity") + _field(3, spaces[0]) + _field(4, spaces[1])
+    return b"".join(out) + _field(2, trainer) + _field(3, normalizer)
+
+
+def _field(number: int, value: int | str | bytes) -> bytes:
+    """A field with its tag; a negative number is one of 64 bits."""
+    if isinstance(value, int):
+        return _varint(number << 3) + _varint(value)
+    value = value.encode() if isinstance(value, str) else value
+    return _varint(number << 3 | 2) + _varint(len(value)) + value
+
+
+def _varint(number: int) -> bytes:
+    """Seven bits a byte, low ones first."""
+    number &= (1 << 64) - 1
+    out = bytearray()
+    while number > 127:
+        out.append(number & 127 | 128)
+        number >>= 7
+    return bytes([*out, number])
 
 
 def _fields(raw: bytes) -> Iterator[tuple[int, Any]]:
