@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .evaluate.perplexity import perplexity
     from .generate.stream import Stream
     from .llm import LLM, load
+    from .quantizers import quantize
 
 __version__ = "0.1.0"
 __all__ = [
@@ -24,10 +25,17 @@ __all__ = [
     "Stream",
     "load",
     "perplexity",
+    "quantize",
     "tokenizer",
 ]
 
-_HOME = {"LLM": ".llm", "Stream": ".generate.stream", "load": ".llm", "perplexity": ".evaluate.perplexity"}
+_HOME = {
+    "LLM": ".llm",
+    "Stream": ".generate.stream",
+    "load": ".llm",
+    "perplexity": ".evaluate.perplexity",
+    "quantize": ".quantizers",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 
-from .. import formats
 from ..errors import EdgeqError
 from .gguf_header import ARRAY, NUMBERS, STRING, U32, U64
 from .output import Entry, Progress, durable, parts, reporter, whole, write_tensors
@@ -87,12 +86,10 @@ def _header(meta: Mapping[str, Any], entries: Sequence[Entry], alignment: int) -
         out += _string(key), U32.pack(kind), payload
     offset = 0
     for entry in entries:
-        name, dims, kind = entry.name, entry.shape[::-1], formats.get(entry.format).GGML
+        name, dims = entry.name, entry.shape[::-1]
         if len(name.encode()) > 63 or not 1 <= len(dims) <= 4:
             raise EdgeqError(f"GGUF has no room for tensor {shown(name)} of shape {entry.shape}")
-        if kind is None:
-            raise EdgeqError(f"tensor {shown(name)}: GGUF files have no type for {entry.format}")
-        out += _string(name), struct.pack(f"<I{len(dims)}QIQ", len(dims), *dims, kind, offset)
+        out += _string(name), struct.pack(f"<I{len(dims)}QIQ", len(dims), *dims, entry.type, offset)
         offset += entry.nbytes + -entry.nbytes % alignment
     header = b"".join(out)
     return header + bytes(-len(header) % alignment)

@@ -12,13 +12,17 @@ Nothing is imported or unpickled from the folder, and no name in it leads out of
 import os
 import re
 from collections import defaultdict
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ..errors import FormatError
 from ..tensor import Tensor
-from . import safetensors, strict_json
+from . import compressed_tensors, safetensors, strict_json
 from .source import SAFER, Allowance, all_there, brief, inside, shown
+
+Load = Callable[[Path], dict[str, Tensor]]
 
 SHARD_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,200}\.safetensors")
 INDEX = "model.safetensors.index.json"
@@ -38,11 +42,12 @@ def read(path: str | os.PathLike, *, mmap: bool = True) -> tuple[dict[str, Any],
     meta : ``{"config": ..., "generation_config": ..., "tokenizer_config": ...}``, each as its JSON file has
     it;
         ``{}`` when one of the last two is not there.
-    tensors : name -> Tensor, under the names the files give them, in format f32, f16 or bf16.
+    tensors : name -> Tensor, under the names the files give them, in format f32, f16 or bf16; of a folder in
+        compressed-tensors also i2, i3, i4 or i8 (see `compressed_tensors`).
 
     Raises
     ------
-    FormatError : when a file is unsound or missing, or the weights are quantized.
+    FormatError : when a file is unsound or missing, or the weights are quantized in another way.
     """
     folder, allowance = Path(path), Allowance()
     meta = {}
@@ -56,12 +61,18 @@ def read(path: str | os.PathLike, *, mmap: bool = True) -> tuple[dict[str, Any],
             raise FormatError(folder, "", found="no config.json", expected="a Hugging Face folder", hint=hint)
         else:
             meta[name] = {}
-    _check_config(folder / "config.json", meta["config"])
+    scheme = _check_config(folder / "config.json", meta["config"])
+    load = partial(safetensors.read, allowance=allowance, mmap=mmap, words=scheme is not None)
+    tensors = _read_tensors(folder, allowance, load)
+    return meta, tensors if scheme is None else compressed_tensors.gather(folder, tensors, scheme)
 
+
+def _read_tensors(folder: Path, allowance: Allowance, load: Load) -> dict[str, Tensor]:
+    """Tensors of all files of weights."""
     if (folder / "model.safetensors").exists():
-        return meta, safetensors.read(inside(folder / "model.safetensors", folder), allowance, mmap=mmap)
+        return load(inside(folder / "model.safetensors", folder))
     if (folder / INDEX).exists():
-        return meta, _read_shards(folder, allowance, mmap)
+        return _read_shards(folder, allowance, load)
     found = [p.name for p in sorted(folder.iterdir()) if p.suffix in PICKLES]
     raise FormatError(
         folder,
@@ -72,8 +83,8 @@ def read(path: str | os.PathLike, *, mmap: bool = True) -> tuple[dict[str, Any],
     )
 
 
-def _check_config(path: Path, config: dict[str, Any]) -> None:
-    """FormatError when a config is not one of a model with plain weights."""
+def _check_config(path: Path, config: dict[str, Any]) -> compressed_tensors.Scheme | None:
+    """How weights are quantized, None if they are not; FormatError for another way, or no config at all."""
     names = config.get("architectures") or []
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise FormatError(path, "architectures", found=brief(names), expected="a list of names")
@@ -82,17 +93,20 @@ def _check_config(path: Path, config: dict[str, Any]) -> None:
     # A model of text and images keeps the configuration of its text part in an object of its own.
     for part in (config, config.get("text_config")):
         quantization = part.get("quantization_config") if isinstance(part, dict) else None
+        if isinstance(quantization, dict) and quantization.get("quant_method") == compressed_tensors.METHOD:
+            return compressed_tensors.read_config(path, quantization)
         if quantization is not None:
             method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization
             raise FormatError(
                 path,
                 "quantization_config",
                 found=f"quant_method {brief(method)}",
-                expected="none: weights in F32, F16 or BF16",
+                expected=f"none, or {compressed_tensors.METHOD}",
             )
+    return None
 
 
-def _read_shards(folder: Path, allowance: Allowance, mmap: bool) -> dict[str, Tensor]:
+def _read_shards(folder: Path, allowance: Allowance, load: Load) -> dict[str, Tensor]:
     """Tensors of all the files that an index names, each in the file where the index says it is."""
     index = folder / INDEX
     weight_map = strict_json.read(inside(index, folder), allowance).get("weight_map")
@@ -106,7 +120,7 @@ def _read_shards(folder: Path, allowance: Allowance, mmap: bool) -> dict[str, Te
         names[shard].add(name)
     tensors: dict[str, Tensor] = {}
     for path in all_there([folder / shard for shard in sorted(names)], folder):
-        held = safetensors.read(path, allowance, mmap=mmap)
+        held = load(path)
         for name in held.keys() ^ names[path.name]:
             found, expected = ("it", "it elsewhere") if name in held else ("no such tensor", "it here")
             raise FormatError(path, f"tensor {shown(name)}", found=found, expected=f"{expected}, by {INDEX}")

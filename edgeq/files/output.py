@@ -2,7 +2,6 @@
 and renamed when it is done.
 """
 
-import math
 import os
 import secrets
 import shutil
@@ -13,7 +12,6 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
-from .. import formats
 from ..errors import EdgeqError
 from .source import MAX_PARTS, shown
 
@@ -27,19 +25,18 @@ class Entry(NamedTuple):
 
     Attributes
     ----------
-    name, format, shape : as in a Tensor.
+    name : as the container has it.
+    type : the container's word for the type: GGUF's number, or a dtype of safetensors.
+    shape : in NumPy order.
+    nbytes : of all pieces.
     pieces : called when its turn comes; gives its bytes, arrays of uint8 one after the other.
     """
 
     name: str
-    format: str
+    type: int | str
     shape: tuple[int, ...]
+    nbytes: int
     pieces: Callable[[], Iterable[np.ndarray]]
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the encoded rows."""
-        return math.prod(self.shape[:-1]) * formats.row_bytes(self.format, self.shape[-1])
 
 
 @contextmanager

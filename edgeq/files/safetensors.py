@@ -26,12 +26,19 @@ from . import strict_json
 from .source import AGAIN, Allowance, brief, check_size, foreign, open_raw, shown
 
 FORMATS = {"F32": "f32", "F16": "f16", "BF16": "bf16"}
+WORDS = {"I8": 1, "I32": 4, "I64": 8}  # bytes of integers, which only quantized checkpoints hold
 FIELDS = {"dtype", "shape", "data_offsets"}
 MAX_HEADER = 100_000_000
 
 
-def read(path: str | os.PathLike, allowance: Allowance, *, mmap: bool = True) -> dict[str, Tensor]:
-    """Tensors of a file, in the order of their data; a scalar is given the shape (1,)."""
+def read(
+    path: str | os.PathLike, allowance: Allowance, *, mmap: bool = True, words: bool = False
+) -> dict[str, Tensor]:
+    """Tensors of a file, in the order of their data; a scalar is given the shape (1,).
+
+    With `words`, tensors of integers are given as their bytes: in the format i8, the last dim that much
+    longer.
+    """
 
     def fail(where: str, found: object, expected: str, hint: str = "") -> NoReturn:
         raise FormatError(path, where, found=f"{found}", expected=expected, hint=hint)
@@ -55,13 +62,14 @@ def read(path: str | os.PathLike, allowance: Allowance, *, mmap: bool = True) ->
         if not isinstance(entry, dict) or entry.keys() != FIELDS:
             fail(where, brief(entry), "dtype, shape and data_offsets")
         dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
-        if not isinstance(dtype, str) or dtype not in FORMATS:
+        if not isinstance(dtype, str) or dtype not in (FORMATS | WORDS if words else FORMATS):
             fail(where, f"dtype {brief(dtype)}", f"one of {', '.join(FORMATS)}")
         if not _naturals(shape) or len(shape) > 8:
             fail(where, f"shape {brief(shape)}", "at most 8 whole numbers")
         if not _naturals(offsets) or len(offsets) != 2:
             fail(where, f"data_offsets {brief(offsets)}", "two whole numbers")
-        placed.append((*offsets, name, FORMATS[dtype], tuple(shape) or (1,)))
+        shape = [*shape[:-1], (shape[-1] if shape else 1) * WORDS.get(dtype, 1)]
+        placed.append((*offsets, name, FORMATS.get(dtype, "i8"), tuple(shape)))
 
     data, end, tensors = np.frombuffer(raw, np.uint8)[start:], 0, {}
     for begin, stop, name, format, shape in sorted(placed):

@@ -1,0 +1,69 @@
+"""`edgeq convert SRC DST`: a model from one container to the other."""
+
+import time
+
+import click
+
+from ._console import note, orderly, progress, size
+from ._model import option, usage
+from ._output import SPLIT, THREADS
+
+FLOATS = ("f32", "f16", "bf16")
+INTEGERS = ("int8", "int4", "int3", "int2")
+
+
+@click.command(
+    params=[
+        click.Argument(["src"]),
+        click.Argument(["dst"]),
+        option("--outtype", type=click.Choice(["auto", *FLOATS, "q8_0", *INTEGERS]), default="auto",
+               help="Type of matrices. auto: that of the source, in a folder f16 where it has another. q8_0: "
+               "GGUF only. int8 to int2: folders only, linear layers as compressed-tensors."),
+        option("--group-size", "group", type=click.IntRange(32),
+               help="Columns of an integer layer that share a scale. Unless given: all with int8, else 64."),
+        option("--asymmetric", is_flag=True, help="Integer layers with zero points."),
+        SPLIT,
+        THREADS,
+    ]
+)  # fmt: skip
+def command(
+    src: str,
+    dst: str,
+    outtype: str,
+    group: int | None,
+    asymmetric: bool,
+    max_size: int | None,
+    threads: int | None,
+) -> None:
+    """Write the model SRC as DST: a GGUF file where the name ends in .gguf, else a Hugging Face folder.
+
+    SRC is either of the two, or the name of a model.
+    """
+    from .. import catalog, quantizers
+    from ..convert.huggingface import to_huggingface
+
+    if (group or asymmetric) and outtype not in INTEGERS:
+        raise click.UsageError(f"--group-size and --asymmetric are for {', '.join(INTEGERS)}")
+    start = time.monotonic()
+    path = catalog.resolve(src)
+    with usage(), progress() as report, orderly():
+        if dst.endswith(".gguf"):
+            name = "copy" if outtype == "auto" else outtype
+            plan = quantizers.plan(path, name, pure=True, allow_requantize=outtype in FLOATS)
+            paths = quantizers.write(plan, dst, max_size=max_size, threads=threads, progress=report)
+        else:
+            folder = to_huggingface(
+                path,
+                dst,
+                outtype,
+                group=group,
+                symmetric=not asymmetric,
+                max_size=max_size,
+                threads=threads,
+                progress=report,
+            )
+            paths = [folder]
+    files = [file for p in paths for file in (p.iterdir() if p.is_dir() else [p])]
+    note(f"{size(sum(file.stat().st_size for file in files))} in {time.monotonic() - start:.1f} s")
+    for p in paths:
+        click.echo(p)

@@ -1,0 +1,103 @@
+"""`edgeq quantize SRC DST TYPE`: a smaller file of a model."""
+
+import math
+import time
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ._console import note, orderly, printable, progress, show, size, table
+from ._model import option, usage
+from ._output import SPLIT, THREADS
+
+if TYPE_CHECKING:
+    from ..quantizers import Plan
+
+
+def _tensor_types(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
+    """("attn_v=q8_0",) -> {"attn_v": "q8_0"}."""
+    types = {}
+    for value in values:
+        pattern, _, type = value.rpartition("=")
+        if not pattern or not type:
+            raise click.BadParameter(f"{value!r} is no expression with a type, such as attn_v=q8_0")
+        types[pattern] = type.lower()
+    return types
+
+
+def _lower(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    return value and value.lower()
+
+
+OPTIONS = (
+    option("--pure", is_flag=True, help="The same type for all matrices."),
+    option("--output-tensor-type", metavar="TYPE", callback=_lower, help="Type of output.weight."),
+    option("--token-embedding-type", metavar="TYPE", callback=_lower, help="Type of token_embd.weight."),
+    option("--tensor-type", "tensor_types", multiple=True, metavar="REGEX=TYPE", callback=_tensor_types,
+            help="Type of tensors whose name has a match; the first one counts."),
+    option("--leave-output-tensor", is_flag=True, help="Keep output.weight as it is."),
+    option("--allow-requantize", is_flag=True, help="Take a quantized source, which loses quality twice."),
+    option("--imatrix", metavar="FILE", type=click.Path(exists=True, dir_okay=False, path_type=Path),
+            help="Importance matrix of llama.cpp (GGUF or .dat)."),
+)  # fmt: skip
+
+
+@click.command(
+    params=[
+        click.Argument(["names"], nargs=-1, metavar="SRC [DST] TYPE"),
+        *OPTIONS,
+        option("--dry-run", is_flag=True, help="Only print what would be written."),
+        SPLIT,
+        THREADS,
+    ]
+)
+def command(
+    names: tuple[str, ...], dry_run: bool, max_size: int | None, threads: int | None, **options: Any
+) -> None:
+    """Write the model SRC to the GGUF file DST as TYPE.
+
+    SRC is a Hugging Face folder, a .gguf file, or the name of a model. Each tensor gets the type that
+    llama-quantize would give it. TYPE is one of:
+
+    f32, f16, bf16, q8_0, q6_k, q5_k_m, q5_k_s, q4_k_m, q4_k_s, q3_k_l, q3_k_m, q3_k_s, q2_k, iq4_nl, iq4_xs,
+    q5_1, q5_0, q4_1, q4_0, tq1_0, tq2_0, mxfp4_moe, copy.
+    """
+    from .. import quantizers
+
+    if len(names) != 3 and not (dry_run and len(names) == 2):
+        raise click.UsageError("expected SRC DST TYPE (with --dry-run, DST may be left out)")
+    start = time.monotonic()
+    with usage():
+        plan = quantizers.plan(names[0], names[-1], **options)
+    if dry_run:
+        print_plan(plan)
+        return
+    with progress() as report, orderly():
+        paths = quantizers.write(plan, names[1], max_size=max_size, threads=threads, progress=report)
+    note(f"{summary(plan)}, in {time.monotonic() - start:.1f} s")
+    for path in paths:
+        click.echo(path)
+
+
+def print_plan(plan: "Plan") -> None:
+    """A row for each tensor, and what they add up to."""
+    rows = table("TENSOR", ">SHAPE", "FROM", "TO", ">BYTES")
+    for r in plan.recodings:
+        shape = " x ".join(map(str, r.tensor.shape))
+        rows.add_row(printable(r.tensor.name), shape, r.tensor.format, r.format, f"{r.nbytes:,}")
+    show(rows)
+    click.echo(summary(plan))
+
+
+def summary(plan: "Plan") -> str:
+    """Size and bits per weight, then and now, and the share of each format."""
+    weights = sum(math.prod(r.tensor.shape) for r in plan.recodings)
+    before, after = sum(r.tensor.nbytes for r in plan.recodings), sum(r.nbytes for r in plan.recodings)
+    formats: Counter[str] = Counter()
+    for r in plan.recodings:
+        formats[r.format] += r.nbytes
+    shares = ", ".join(f"{name} {size(n)}" for name, n in formats.most_common())
+    bits = [f"{8 * n / max(weights, 1):.2f}" for n in (before, after)]
+    return f"{size(before)} ({bits[0]} bits per weight) to {size(after)} ({bits[1]}): {shares}"

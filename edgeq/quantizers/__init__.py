@@ -1,0 +1,194 @@
+"""Quantizing a model: a smaller file, with a type for each tensor that its mix names.
+
+mix     which type each tensor gets
+"""
+
+import importlib
+import os
+from collections import Counter
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, Unpack
+
+import numpy as np
+
+from .. import catalog, formats, kernels
+from ..convert.source import Source, open_source, order
+from ..convert.stream import Encode, Recoding, streams
+from ..errors import EdgeqError, FormatError
+from ..files import gguf_writer
+from ..files.imatrix import Imatrix
+from ..files.imatrix import read as read_imatrix
+from ..files.output import Entry
+from ..tensor import Tensor
+from . import mix
+
+Progress = Callable[[str, int, int], None]
+
+QUANTIZATION, FILE_TYPE = "general.quantization_version", "general.file_type"
+VERSION = 2  # of ggml's quantized types
+FLOATS = ("f32", "f16", "bf16")
+
+
+class Options(mix.Options, total=False):
+    """What may be asked of a plan: besides what `mix.Options` has, two keyword arguments of `plan`."""
+
+    allow_requantize: bool
+    imatrix: str | os.PathLike | None
+
+
+class Plan(NamedTuple):
+    """What will be written.
+
+    Attributes
+    ----------
+    source : path of the model that is read.
+    meta : GGUF's keys.
+    recodings : each tensor, and the format that it gets.
+    """
+
+    source: Path
+    meta: dict[str, Any]
+    recodings: list[Recoding]
+
+
+def quantize(
+    src: str | os.PathLike,
+    dst: str | os.PathLike,
+    type: str,
+    *,
+    threads: int | None = None,
+    max_size: int | None = None,
+    progress: Progress | None = None,
+    **options: Unpack[Options],
+) -> list[Path]:
+    """Write a model as a GGUF file of another type, as llama-quantize does.
+
+    Parameters
+    ----------
+    src : a Hugging Face folder, a GGUF file, or a name of the catalog.
+    dst : the GGUF file; it appears whole or not at all.
+    type : ``"q4_k_m"``, or another name in ``quantizers.mix.MIXES``; ``"copy"`` keeps all types.
+    threads : threads that compute; None takes one for each core.
+    max_size : most bytes of tensors in a file; a larger model takes several, NAME-00001-of-0000N.gguf.
+    progress : called with (stage, done, total), in bytes.
+    options : see `plan`.
+
+    Returns
+    -------
+    The files that were written.
+
+    Raises
+    ------
+    FormatError : when the source or the importance matrix is unsound, or GGUF cannot hold the model.
+    EdgeqError : when the source is quantized and nobody allowed that, or the disk is full.
+    """
+    return write(plan(src, type, **options), dst, threads=threads, max_size=max_size, progress=progress)
+
+
+def plan(
+    src: str | os.PathLike,
+    type: str,
+    *,
+    allow_requantize: bool = False,
+    imatrix: str | os.PathLike | None = None,
+    **options: Unpack[mix.Options],
+) -> Plan:
+    """What `quantize` would write; only headers are read.
+
+    Parameters
+    ----------
+    src, type : as in `quantize`.
+    allow_requantize : take a source that is quantized already, and lose a second time.
+    imatrix : a file with an importance matrix.
+    options : see `mix.Options`.
+    """
+    source = open_source(catalog.resolve(src))
+    weights = None if imatrix is None else read_imatrix(imatrix)
+    name = type.lower()
+    name = mix.ALIASES.get(name, name)
+    if name == "copy":
+        types = {key: source.tensors[key].format for key in sorted(source.tensors, key=order)}
+    elif name in mix.MIXES:
+        types = mix.plan(source.meta, source.tensors, name, imatrix=weights is not None, **options)
+    else:
+        raise ValueError(f"unknown type {type!r}; edgeq has {', '.join([*mix.MIXES, 'copy'])}")
+    recodings = []
+    for key, format in types.items():
+        tensor = source.tensors[key]
+        if formats.parts(formats.get(format)) and (format != tensor.format or tensor.parts):
+            raise EdgeqError(f"tensor {key}: GGUF files have no type for {format}, whose scales are apart")
+        if format != tensor.format and tensor.format not in FLOATS and not allow_requantize:
+            raise EdgeqError(
+                f"{source.path}: tensor {key} is {tensor.format} already, and would lose a second time as "
+                f"{format}. Start from the original, or allow it (--allow-requantize)"
+            )
+        important = None if weights is None else _importance(weights, tensor)
+        recodings.append(Recoding(tensor, format, source.rows.get(key), important))
+    return Plan(source.path, _metadata(source, name, types, weights), recodings)
+
+
+def write(
+    plan: Plan,
+    dst: str | os.PathLike,
+    *,
+    threads: int | None = None,
+    max_size: int | None = None,
+    progress: Progress | None = None,
+) -> list[Path]:
+    """Carry out a plan; the parameters are those of `quantize`."""
+    dst = Path(dst)
+    if dst.exists() and dst.samefile(plan.source):
+        raise EdgeqError(f"{dst} is the model that is read. Name another file")
+    with streams(plan.recodings, threads or kernels.cores(), plan.source, _encoder(plan)) as made:
+        entries = [
+            Entry(r.tensor.name, formats.get(r.format).GGML, r.tensor.shape, r.nbytes, pieces)
+            for r, pieces, _ in made
+        ]
+        return gguf_writer.write(dst, plan.meta, entries, max_size=max_size, progress=progress)
+
+
+def _encoder(plan: Plan) -> Encode:
+    """The compiled one, where there is anything to compute: it takes a while to load."""
+    if all(formats.get(r.format).BLOCK == 1 or r.format == r.tensor.format for r in plan.recodings):
+        return formats.quantize
+    return importlib.import_module("edgeq.kernels.encode").quantize
+
+
+def _importance(weights: Imatrix, tensor: Tensor) -> np.ndarray | None:
+    """Weights of a tensor's columns, float32 (matrices, cols), or None where none were measured."""
+    values = weights.importance.get(tensor.name)
+    if values is None:
+        return None
+    matrices = tensor.rows // tensor.shape[-2]
+    if values.size != matrices * tensor.cols:
+        if tensor.name == "token_embd.weight":  # looked up, not multiplied with
+            return None
+        expected = f"{matrices * tensor.cols:,}, one for each input"
+        raise FormatError(
+            weights.path, f"entry {tensor.name}", found=f"{values.size:,} values", expected=expected
+        )
+    return values.reshape(matrices, tensor.cols)
+
+
+def _metadata(source: Source, name: str, types: Mapping[str, str], weights: Imatrix | None) -> dict[str, Any]:
+    """The source's keys, and what was made of it."""
+    meta = {key: value for key, value in source.meta.items() if key not in (QUANTIZATION, FILE_TYPE)}
+    if name == "copy":
+        sizes: Counter[str] = Counter()
+        for key, format in types.items():
+            sizes[format] += source.tensors[key].nbytes
+        mixes = [mix.MIXES[f].file_type for f, _ in sizes.most_common() if f in mix.MIXES]
+        file_type = source.meta.get(FILE_TYPE, mixes[0] if mixes else 0)
+    else:
+        file_type = mix.MIXES[name].file_type
+        meta = {key: value for key, value in meta.items() if not key.startswith("quantize.imatrix.")}
+    meta |= {QUANTIZATION: VERSION, FILE_TYPE: file_type}
+    if weights is not None:
+        meta["quantize.imatrix.file"] = str(weights.path)
+        if weights.datasets:
+            meta["quantize.imatrix.dataset"] = weights.datasets[0]
+        meta["quantize.imatrix.entries_count"] = len(weights.importance)
+        if weights.chunks > 0:
+            meta["quantize.imatrix.chunks_count"] = weights.chunks
+    return meta
