@@ -29,8 +29,9 @@ import numpy as np
 
 from .grid import Grid, inverse, nearest
 
-# The extreme weight starts this many level spacings beyond the extreme level, or within it.
-STARTS = (-3, -2.5, -2, -1.5, -1, -0.5, 0, 0.5, 1)
+# The extreme weight starts on the extreme level, or this many spacings beyond or within; the first is what a
+# group gets that has no importance at all.
+STARTS = (0, -3, -2, -1, -0.5, 0.5, 1)
 PASSES = 4  # least squares and nearest codes, from each start
 UNITS = 4  # tried: the largest scale on the last step, the one before, …
 ROUNDS = 2  # neighboring steps and least squares, for each unit
@@ -69,7 +70,12 @@ class Space(NamedTuple):
 
 
 class Sums(NamedTuple):
-    """What least squares needs of a group's residuals r and levels q, weighted: float32 (groups,) each."""
+    """What least squares needs of a group's residuals r and levels q, weighted: float32 (groups,) each.
+
+    Levels count from a center. From the level that stands for the mean weight, it matters little to float32
+    that one column may be a million times as important as the others, which is common where a model has an
+    attention sink.
+    """
 
     error: np.ndarray  # Σ r²
     r: np.ndarray
@@ -137,10 +143,16 @@ def residuals(x: np.ndarray, scale: np.ndarray, offset: np.ndarray, levels: np.n
 
 
 def measure(
-    x: np.ndarray, weight: np.ndarray, scale: np.ndarray, offset: np.ndarray, levels: np.ndarray
+    x: np.ndarray,
+    weight: np.ndarray,
+    scale: np.ndarray,
+    offset: np.ndarray,
+    center: np.ndarray,
+    levels: np.ndarray,
 ) -> Sums:
     """Error of a grid, and where it leads."""
     r, q = residuals(x, scale, offset, levels)
+    q -= center
     wr, wq = weight * r, weight * q
     return Sums(total(wr * r), total(wr), total(wr * q), total(wq), total(wq * q))
 
@@ -166,33 +178,41 @@ def alone(x: np.ndarray, weight: np.ndarray, space: Space) -> tuple[np.ndarray, 
     else:
         span, begin = np.where(high < -low, low, high), np.zeros_like(low)
     w = total(weight)
+    mean, center = total(weight * x) * inverse(w), np.zeros_like(low)
     best, best_scale, best_offset = np.full_like(low, np.inf), begin, begin
     for factor in factors(space):
         scale, offset = span * factor, begin
         for _ in range(PASSES):
-            sums = measure(x, weight, scale, offset, space.levels)
+            if space.offset:
+                _, center = residuals(mean, scale, offset, space.levels)
+            sums = measure(x, weight, scale, offset, center, space.levels)
             better = sums.error < best
             best = np.where(better, sums.error, best)
             best_scale = np.where(better, scale, best_scale)
             best_offset = np.where(better, offset, best_offset)
-            scale, offset = lowest(scale, offset, w, sums, space)
+            scale, offset = lowest(scale, offset, w, center, sums, space)
     return best_scale, best_offset
 
 
 def lowest(
-    scale: np.ndarray, offset: np.ndarray, w: np.ndarray, sums: Sums, space: Space
+    scale: np.ndarray, offset: np.ndarray, w: np.ndarray, center: np.ndarray, sums: Sums, space: Space
 ) -> tuple[np.ndarray, np.ndarray]:
     """The scale and the offset with the least error for the codes that were measured, (groups,) each."""
+    _, r, rq, q, qq = sums
     if not space.offset:
-        return scale + sums.rq * inverse(sums.qq), offset
-    determinant = w * sums.qq - sums.q * sums.q
-    over = np.where(SINGULAR * (w * sums.qq) < determinant, inverse(determinant), 0)
-    new_scale = scale + (w * sums.rq - sums.q * sums.r) * over
-    new_offset = offset + (sums.qq * sums.r - sums.q * sums.rq) * over
+        return scale + rq * inverse(qq), offset
+    determinant = w * qq - q * q
+    over = np.where(SINGULAR * (w * qq) < determinant, inverse(determinant), 0)
+    more = (w * rq - q * r) * over
+    new_scale = scale + more
+    new_offset = offset + ((qq * r - q * rq) * over - more * center)
     if space.steps:
+        # the best scale for offset 0, from sums over the levels themselves
+        q0 = q + center * w
+        qq0 = qq + center * (q + q0)
+        at_zero = scale + (rq + center * r + offset * q0) * inverse(qq0)
         beyond = new_offset > 0
-        new_scale = np.where(beyond, scale + (sums.rq + offset * sums.q) * inverse(sums.qq), new_scale)
-        new_offset = np.where(beyond, 0, new_offset)
+        new_scale, new_offset = np.where(beyond, at_zero, new_scale), np.where(beyond, 0, new_offset)
     # a scale that changes sign or vanishes has lost its way
     lost = new_scale <= 0
     return np.where(lost, scale, new_scale), np.where(lost, offset, new_offset)
@@ -234,7 +254,7 @@ def together(
             better = error < best
             best = np.where(better, error, best)
             kept = [np.where(better, a, b) for a, b in zip((unit, offset_unit, s, m), kept, strict=True)]
-            sums = measure(x, weight, unit * s, -(offset_unit * m), space.levels)
+            sums = measure(x, weight, unit * s, -(offset_unit * m), np.zeros_like(s), space.levels)
             unit, offset_unit = lowest_units(unit, offset_unit, s, m, w, sums, space, groups)
     return kept
 

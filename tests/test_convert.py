@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from functools import partial
 
 import gguf
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from folders import GOLDEN, byte_level, complete
 from safetensors import safe_open
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
 
 from edgeq import EdgeqError, FormatError, arch, files, formats, quantizers, tokenizer
 from edgeq.convert.huggingface import to_huggingface
@@ -16,7 +18,7 @@ from edgeq.convert.source import open_source, size_label
 from edgeq.files import gguf_writer
 from edgeq.files.output import Entry
 from edgeq.tensor import Tensor
-from edgeq.tokenizer import as_gguf, as_huggingface, bpe
+from edgeq.tokenizer import as_gguf, as_huggingface, bpe, sentencepiece
 
 TINY = sorted(p.name for p in GOLDEN.iterdir() if p.is_dir())
 # GGUF cannot state the scale of attention, which the golden model has of its own
@@ -161,6 +163,34 @@ def test_vocabularies_become_folders_and_are_themselves_again(name, shared, tmp_
             assert bpe.CUTS.get(again[key]) == bpe.CUTS.get(meta[key])
         elif key not in ("tokenizer.ggml.token_type", "tokenizer.ggml.scores"):
             assert again[key] == meta[key], key
+
+
+def test_a_sentencepiece_vocabulary_in_a_json_file(stories260k, tmp_path):
+    """As Llama 2's: the order of the merges stands for the scores."""
+    source = tmp_path / "folder"
+    shutil.copytree(stories260k, source)
+    meta = sentencepiece.read(source / "tok512.model")
+    for file in source.glob("tok512.*"):
+        file.unlink()
+    ids = {token: id for id, token in enumerate(meta["tokenizer.ggml.tokens"])}
+    scores = meta["tokenizer.ggml.scores"]
+    splits = [(token, token[:i], token[i:]) for token in ids for i in range(1, len(token))]
+    merges = [(-scores[ids[token]], a, b) for token, a, b in splits if a in ids and b in ids]
+    pairs = [(a, b) for _, a, b in sorted(merges)]
+    engine = Tokenizer(models.BPE(ids, pairs, unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    engine.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    space = decoders.Replace("▁", " ")
+    engine.decoder = decoders.Sequence(
+        [space, decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    engine.add_special_tokens(
+        [AddedToken(t, special=True, normalized=False) for t in ("<unk>", "<s>", "</s>")]
+    )
+    engine.save(str(source / "tokenizer.json"))
+    quantizers.quantize(source, tmp_path / "model.gguf", "copy")
+    made = tokenizer.load(tmp_path / "model.gguf")
+    assert made.encode(TEXT, add_special=False) == engine.encode(TEXT, add_special_tokens=False).ids
+    assert made.decode(made.encode(TEXT)) == TEXT
 
 
 def test_a_vocabulary_smaller_than_the_embedding_is_filled_up(tmp_path):

@@ -1,5 +1,7 @@
 """Encoders against gguf-py byte for byte, against llama.cpp's errors, and NumPy against the compiled twin."""
 
+from pathlib import Path
+
 import gguf
 import numpy as np
 import pytest
@@ -165,16 +167,27 @@ def test_values_of_a_grid_encode_to_themselves(name, seed):
 @pytest.mark.parametrize("name", CODED)
 def test_fit_gives_the_grid_that_is_stored(name):
     w = weights("heavy tails", 6, 512)
-    module = formats.get(name)
-    grid = module.fit(w if formats.parts(module) else w.reshape(-1, module.BLOCK))
-    codes, stored = formats.unpack(formats.quantize(name, w))
-    for ours, theirs in zip(grid[1:], stored[1:], strict=True):
-        assert (ours is None) == (theirs is None)
-        if ours is not None:
-            assert ours.dtype == theirs.dtype
-            np.testing.assert_array_equal(ours.reshape(theirs.shape), theirs)
-    if name not in EQUAL:  # those are rounded by the scale before it is
-        np.testing.assert_array_equal(encode(w, stored), codes)
+    for importance in (None, np.random.default_rng(0).random(512, np.float32)):
+        grid = formats.fit(name, w, importance)
+        tensor = formats.quantize(name, w, importance)
+        codes, stored = formats.unpack(tensor)
+        for ours, theirs in zip(grid[1:], stored[1:], strict=True):
+            assert (ours is None) == (theirs is None)
+            if ours is not None:
+                assert ours.dtype == theirs.dtype
+                np.testing.assert_array_equal(ours, theirs)
+        packed = formats.pack(name, codes, grid)
+        np.testing.assert_array_equal(packed.data, tensor.data)
+        assert packed.parts.keys() == tensor.parts.keys()
+        if name not in EQUAL or importance is not None:  # those are rounded by the scale before it is
+            np.testing.assert_array_equal(encode(w, stored), codes)
+
+
+def test_a_grid_that_no_file_holds_is_refused():
+    w = weights("normal", 2, 64)
+    grid = formats.fit("q4_0", w)
+    with pytest.raises(ValueError, match="the grid is not as q4_0 stores it: its blocks would have 20 bytes"):
+        formats.pack("q4_0", encode(w, grid), grid._replace(scale=grid.scale.astype(np.float32)))
 
 
 @pytest.mark.parametrize("name", SEARCHED)
@@ -302,3 +315,30 @@ def test_importance_of_other_columns_is_refused():
 def test_rows_of_broken_blocks_are_refused(name):
     with pytest.raises(ValueError, match="needs a multiple of"):
         formats.quantize(name, np.zeros((2, formats.get(name).BLOCK + 1), np.float32))
+
+
+# ---- against llama.cpp
+
+
+@pytest.fixture(scope="module")
+def golden() -> dict[str, np.ndarray]:
+    """Rows of two matrices of a model, the importance of their columns, and the errors of llama.cpp's
+    encoders (tools/encoder_errors.py). It is SmolLM2-135M-Instruct (Apache-2.0), moved off the grid of Q4_1.
+    """
+    return dict(np.load(Path(__file__).parent / "golden" / "encoders.npz"))
+
+
+@pytest.mark.parametrize("weighted", [False, True], ids=["plain", "importance"])
+@pytest.mark.parametrize("name", [n for n in SEARCHED if not n.startswith("tq")])
+def test_errors_are_at_most_those_of_llama_cpp(name, weighted, golden):
+    for matrix in ("down", "gate"):
+        if f"{matrix} {name}" not in golden:
+            continue
+        w = golden[matrix].astype(np.float32)
+        importance = golden[f"{matrix} importance"] if weighted else None
+        ours = error(w, compiled.quantize(name, w, importance), importance if weighted else 1.0)
+        theirs = golden[f"{matrix} {name}"][int(weighted)]
+        if name in EQUAL and not weighted:
+            assert ours == pytest.approx(theirs, rel=1e-9)
+        else:
+            assert ours <= theirs

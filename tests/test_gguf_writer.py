@@ -95,6 +95,8 @@ def test_arrays_of_arrays_and_empty_ones(tmp_path):
     assert [n.item() for n in parts["nested"]] == [1, 2, 3]
     assert [bytes(t) for t in parts["texts"]] == [b"a", b"b", b"c"]
     assert [n.item() for n in parts["matrix"]] == [1, 0, 0, 1]
+    with pytest.raises(ValueError, match="neither texts nor arrays"):
+        gguf_writer.write(tmp_path / "c.gguf", {"mixed": ["a", 1]}, [])
     gguf_writer.write(tmp_path / "b.gguf", {"general.architecture": "llama", "none": []}, [])
     assert files.read(tmp_path / "b.gguf")[0]["none"] == []
 

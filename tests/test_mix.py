@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgeq import formats
+from edgeq import files, formats
 from edgeq.quantizers import mix
 from edgeq.tensor import Tensor
 
@@ -57,6 +57,17 @@ def test_types_are_those_of_llama_quantize(name):
                 if tensors[tensor].cols % formats.get(theirs).BLOCK:  # it would stop there
                     theirs = mix.fitting(theirs, tensors[tensor].cols)
                 assert found == theirs, (label, options, tensor)
+
+
+@pytest.mark.model
+@pytest.mark.parametrize("name", ["smollm2", "gemma3-270m"])
+def test_the_shapes_are_those_of_the_models(name, request):
+    golden = GOLDEN["models"][name]
+    meta, tensors = model(**golden)
+    real_meta, real = files.read(request.getfixturevalue(f"{name.partition('-')[0]}_path"))
+    assert {n: t.shape for n, t in real.items()} == {n: t.shape for n, t in tensors.items()}
+    for label in golden["mixes"]:
+        assert mix.plan(real_meta, real, label) == mix.plan(meta, tensors, label)
 
 
 def test_every_mix_was_asked_for():

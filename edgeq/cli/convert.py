@@ -45,8 +45,8 @@ def command(
     if (group or asymmetric) and outtype not in INTEGERS:
         raise click.UsageError(f"--group-size and --asymmetric are for {', '.join(INTEGERS)}")
     start = time.monotonic()
-    path = catalog.resolve(src)
     with usage(), progress() as report, orderly():
+        path = catalog.resolve(src, report)
         if dst.endswith(".gguf"):
             name = "copy" if outtype == "auto" else outtype
             plan = quantizers.plan(path, name, pure=True, allow_requantize=outtype in FLOATS)

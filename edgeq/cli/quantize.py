@@ -64,13 +64,13 @@ def command(
     f32, f16, bf16, q8_0, q6_k, q5_k_m, q5_k_s, q4_k_m, q4_k_s, q3_k_l, q3_k_m, q3_k_s, q2_k, iq4_nl, iq4_xs,
     q5_1, q5_0, q4_1, q4_0, tq1_0, tq2_0, mxfp4_moe, copy.
     """
-    from .. import quantizers
+    from .. import catalog, quantizers
 
     if len(names) != 3 and not (dry_run and len(names) == 2):
         raise click.UsageError("expected SRC DST TYPE (with --dry-run, DST may be left out)")
     start = time.monotonic()
-    with usage():
-        plan = quantizers.plan(names[0], names[-1], **options)
+    with usage(), progress() as report:
+        plan = quantizers.plan(catalog.resolve(names[0], report), names[-1], **options)
     if dry_run:
         print_plan(plan)
         return

@@ -4,8 +4,8 @@ Nothing is held but the header and the piece of a tensor that is about to be wri
 than memory. Parts are named and filled as llama-gguf-split does it: metadata in the first, a new part when
 the next tensor would make this one too large.
 
-Metadata is Python's: str, bool, int, float, list, and arrays of NumPy. A number of NumPy is written as the
-type it is, an int as u32 when it fits, a float as f32.
+Metadata is Python's: str, bool, int, float, lists of str or of arrays, and arrays of NumPy. A number of NumPy
+is written as the type it is, an int as u32 when it fits, a float as f32.
 """
 
 import os
@@ -99,11 +99,13 @@ def _value(value: Any) -> tuple[int, bytes]:
     """Type and bytes of a value."""
     if isinstance(value, str):
         return STRING, _string(value)
-    if isinstance(value, list) or np.ndim(value) > 1:  # of texts or of arrays
-        kinds, payloads = zip(*map(_value, value), strict=True) if len(value) else ((STRING,), ())
-        if len({*kinds}) > 1:
-            raise ValueError(f"an array of several types: {sorted({*kinds})}")
-        return ARRAY, U32.pack(kinds[0]) + U64.pack(len(value)) + b"".join(payloads)
+    if isinstance(value, list) and all(isinstance(text, str) for text in value):
+        return ARRAY, U32.pack(STRING) + U64.pack(len(value)) + b"".join(map(_string, value))
+    if isinstance(value, list) or np.ndim(value) > 1:  # an array of arrays
+        kinds, payloads = zip(*map(_value, value), strict=True)
+        if {*kinds} != {ARRAY}:
+            raise ValueError("a list of neither texts nor arrays: numbers are for arrays of NumPy")
+        return ARRAY, U32.pack(ARRAY) + U64.pack(len(value)) + b"".join(payloads)
     if isinstance(value, bool):
         value = np.bool_(value)
     elif isinstance(value, int):

@@ -30,7 +30,7 @@ import numpy as np
 from ..grid import Grid, decode, encode
 from ..tensor import Tensor
 
-PANEL = 1 << 17  # weights encoded together: bounds the scratch memory
+PANEL = 1 << 18  # weights encoded together: bounds the scratch memory
 
 
 @cache
@@ -69,11 +69,46 @@ def unpack(tensor: Tensor, start: int = 0, stop: int | None = None) -> tuple[np.
     width = row_bytes(tensor.format, tensor.cols)
     blocks = tensor.data[start * width : stop * width].reshape(-1, module.BYTES)
     codes, grid = module.unpack(blocks, **{k: v[start:stop] for k, v in tensor.parts.items()})
-    rows = stop - start
-    if grid is not None:
-        parts = {k: a.reshape(rows, -1) for k, a in grid._asdict().items() if k != "levels" and a is not None}
-        grid = grid._replace(**parts)
-    return codes.reshape(rows, tensor.cols), grid
+    return codes.reshape(stop - start, tensor.cols), _of_rows(grid, stop - start)
+
+
+def pack(name: str, codes: np.ndarray, grid: Grid | None) -> Tensor:
+    """Tensor, without a name, of codes (rows, cols) and the grid of the rows: the inverse of `unpack`."""
+    module, (rows, cols) = get(name), codes.shape
+    row_bytes(name, cols)
+    apart = module.parts(grid) if parts(module) else {}
+    blocks = module.pack(codes.reshape(-1, module.BLOCK), _of_rows(grid, codes.size // _width(module, cols)))
+    if blocks.shape[1] != module.BYTES:
+        raise ValueError(
+            f"the grid is not as {name} stores it: its blocks would have {blocks.shape[1]} bytes"
+        )
+    return Tensor("", name, (rows, cols), blocks.reshape(-1), apart)
+
+
+def fit(name: str, w: np.ndarray, importance: np.ndarray | None = None, **options: Any) -> Grid | None:
+    """Grid of w float32 (rows, cols), as the format can store it; None for a float format.
+
+    importance : float32 (cols,), or one for each weight, or None.
+    options : those of the format's own `fit`.
+    """
+    module, (rows, cols) = get(name), w.shape
+    row_bytes(name, cols)
+    if importance is not None:
+        importance = np.broadcast_to(importance, w.shape).reshape(-1, _width(module, cols))
+    return _of_rows(module.fit(w.reshape(-1, _width(module, cols)), importance, **options), rows)
+
+
+def _width(module: ModuleType, cols: int) -> int:
+    """Columns of what a module takes for a row: a block, or a whole row where scales are kept apart."""
+    return cols if parts(module) else module.BLOCK
+
+
+def _of_rows(grid: Grid | None, rows: int) -> Grid | None:
+    """The grid with its arrays (rows, …), be they blocks or rows."""
+    if grid is None:
+        return None
+    arrays = {k: a for k, a in grid._asdict().items() if k != "levels" and a is not None}
+    return grid._replace(**{k: a.reshape(rows, -1) for k, a in arrays.items()})
 
 
 def dequantize(tensor: Tensor, start: int = 0, stop: int | None = None) -> np.ndarray:
@@ -90,8 +125,7 @@ def take(tensor: Tensor, rows: np.ndarray) -> Tensor:
 
 def choose(module: ModuleType, w: np.ndarray, importance: np.ndarray | None) -> tuple[np.ndarray, Any]:
     """Codes uint8 (n, BLOCK) and grid of n rows for w (rows, cols), importance (cols,) or None."""
-    cols = w.shape[1] if parts(module) else module.BLOCK
-    blocks = checked(module, np.ascontiguousarray(w, np.float32)).reshape(-1, cols)
+    blocks = checked(module, np.ascontiguousarray(w, np.float32)).reshape(-1, _width(module, w.shape[1]))
     space = getattr(module, "SPACE", None)
     if importance is None and space and space.rounding:
         return space.rounding(blocks, space.levels)
@@ -145,7 +179,7 @@ def quantize(
     if importance is not None and importance.shape != (cols,):
         raise ValueError(f"importance of {importance.shape}, the weights have {cols} columns")
     data = np.empty((len(rows), row_bytes(name, cols)), np.uint8)
-    step = len(rows) if parts(module) else max(1, PANEL // cols)
+    step = max(1, len(rows) if parts(module) else PANEL // cols)
     apart: dict[str, np.ndarray] = {}
     for start in range(0, len(rows), step):
         codes, grid = choose(module, rows[start : start + step], importance)

@@ -5,17 +5,18 @@ roundings of `rounding.py`; scales are searched in `kernels/search.py`.
 from types import ModuleType
 
 import numpy as np
+from numba import njit
 
 from .. import formats, rounding
 from ..grid import Grid, expand
 from ..tensor import Tensor
 from . import simd
 from .jit import kernel
-from .lanewise import minimum
 from .search import fit, table
 from .simd import LANES
 
 FARTHEST, MINMAX, ABSMAX = range(3)
+BELOW_HALF = np.nextafter(np.float32(0.5), np.float32(0))  # so that 0.49999997 does not become 1
 HOW = {rounding.farthest: FARTHEST, rounding.minmax: MINMAX, rounding.absmax: ABSMAX}
 
 
@@ -87,22 +88,26 @@ def encode_groups(w, scale, offset, levels, codes):
                 codes[g, j] = np.uint8(code)
 
 
+@njit(nogil=True, fastmath={"nnan", "nsz"})
+def ends(w, n):
+    """The lowest and the highest number of row n."""
+    low, high = w[n, 0], w[n, 0]
+    for j in range(w.shape[1]):
+        low, high = min(low, w[n, j]), max(high, w[n, j])
+    return low, high
+
+
 @kernel("void(f4[:, ::1], i8, f4[:, ::1], u1[:, ::1], f4[::1], f4[::1])", error_model="numpy")
 def round_blocks(w, how, levels, codes, scales, offsets):
-    """`rounding.farthest`, `minmax` or `absmax` of the blocks w f32 (n, block), a multiple of sixteen."""
-    zero, middle = np.float32(0), np.float32(0.5)
-    first, last = levels[0, 0], levels[0, 1]
-    bias, top = middle - first, last - first
-    minus, flat, block = simd.splat(np.float32(-1)), w.reshape(-1), w.shape[1]
+    """`rounding.farthest`, `minmax` or `absmax` of the blocks w f32 (n, block)."""
+    zero, first, last = np.float32(0), levels[0, 0], levels[0, 1]
+    bias, top, block = np.float32(0.5) - first, last - first, w.shape[1]
     for n in range(len(w)):
-        highest = simd.load(flat, n * block)
-        lowest = highest
-        for j in range(LANES, block, LANES):
-            v = simd.load(flat, n * block + j)
-            lowest, highest = minimum(lowest, v), simd.maximum(highest, v)
-        low, high, offset = zero - simd.largest(lowest * minus), simd.largest(highest) + zero, zero
+        low, high = ends(w, n)
+        offset = zero
         if how == MINMAX:
-            scale, offset = (high - low) / last, low
+            offset = low + zero
+            scale = (high + zero - offset) / last
         elif how == ABSMAX:
             scale = abs(max(high, -low)) / last
         else:
@@ -116,11 +121,10 @@ def round_blocks(w, how, levels, codes, scales, offsets):
         over = np.float32(1) / scale
         over = zero if np.isinf(over) else over
         scales[n], offsets[n] = scale, offset
-        for j in range(block):
-            v = (w[n, j] - offset) * over
-            if how == ABSMAX:
-                whole = np.floor(abs(v))
-                whole += not abs(v) - whole < middle
-                codes[n, j] = np.uint8((whole if v > zero else -whole) - first)
-            else:
-                codes[n, j] = np.uint8(min(np.floor(v + bias), top))
+        if how == ABSMAX:
+            for j in range(block):
+                v = w[n, j] * over
+                codes[n, j] = np.uint8(np.trunc(v + np.copysign(BELOW_HALF, v)) - first)
+        else:
+            for j in range(block):
+                codes[n, j] = np.uint8(min(np.floor((w[n, j] - offset) * over + bias), top))

@@ -13,7 +13,7 @@ from ..grid import Grid
 from ..search import Space
 from . import simd
 from .jit import kernel
-from .lanewise import clip, half, inverse, minimum, pick, rint, share_max, share_sum
+from .lanewise import clip, half, inverse, maximum, minimum, pick, rint, share_max, share_sum
 from .simd import LANES
 
 MOVES = np.array(search.MOVES, np.float32)
@@ -60,7 +60,7 @@ def nearest(v, levels):
 
 
 @njit(nogil=True)
-def measure(x, weight, scale, offset, levels):
+def measure(x, weight, scale, offset, center, levels):
     """`search.measure`"""
     over = inverse(scale)
     zero = simd.splat(NOUGHT)
@@ -69,6 +69,7 @@ def measure(x, weight, scale, offset, levels):
         v, w = simd.load(x, j), simd.load(weight, j)
         q = nearest((v - offset) * over, levels)
         r = v - (q * scale + offset)
+        q = q - center
         wr, wq = w * r, w * q
         error, r1, rq1, q1, qq1 = error + wr * r, r1 + wr, rq1 + wr * q, q1 + wq, qq1 + wq * q
     return error, r1, rq1, q1, qq1
@@ -87,6 +88,24 @@ def error_of(x, weight, scale, offset, levels):
 
 
 @njit(nogil=True)
+def total(terms):
+    """`search.total`"""
+    out = simd.load(terms, 0)
+    for j in range(LANES, len(terms), LANES):
+        out = out + simd.load(terms, j)
+    return out
+
+
+@njit(nogil=True)
+def total_product(x, weight):
+    """`search.total` of weight * x"""
+    out = simd.load(weight, 0) * simd.load(x, 0)
+    for j in range(LANES, len(x), LANES):
+        out = out + simd.load(weight, j) * simd.load(x, j)
+    return out
+
+
+@njit(nogil=True)
 def alone(x, weight, w, has_offset, has_steps, factors, passes, levels):
     """`search.alone`"""
     zero = simd.splat(NOUGHT)
@@ -94,26 +113,29 @@ def alone(x, weight, w, has_offset, has_steps, factors, passes, levels):
     high = low
     for j in range(LANES, len(x), LANES):
         v = simd.load(x, j)
-        low, high = minimum(low, v), simd.maximum(high, v)
+        low, high = minimum(low, v), maximum(high, v)
     if has_offset:
         low = minimum(low, zero) if has_steps else low
         span, begin = high - low, low
     else:
         span, begin = pick(high, zero - low, low, high), zero
-    best, best_scale, best_offset = simd.splat(INFINITY), zero, zero
+    mean, center = total_product(x, weight) * inverse(w), zero
+    best, best_scale, best_offset = simd.splat(INFINITY), begin, begin
     for i in range(len(factors)):
         scale, offset = span * simd.splat(factors[i]), begin
         for _ in range(passes):
-            sums = measure(x, weight, scale, offset, levels)
+            if has_offset:
+                center = nearest((mean - offset) * inverse(scale), levels)
+            sums = measure(x, weight, scale, offset, center, levels)
             best_scale = pick(sums[0], best, scale, best_scale)
             best_offset = pick(sums[0], best, offset, best_offset)
             best = minimum(sums[0], best)
-            scale, offset = lowest(scale, offset, w, sums, has_offset, has_steps)
+            scale, offset = lowest(scale, offset, w, center, sums, has_offset, has_steps)
     return best_scale, best_offset
 
 
 @njit(nogil=True)
-def lowest(scale, offset, w, sums, has_offset, has_steps):
+def lowest(scale, offset, w, center, sums, has_offset, has_steps):
     """`search.lowest`"""
     _, r, rq, q, qq = sums
     if not has_offset:
@@ -121,10 +143,13 @@ def lowest(scale, offset, w, sums, has_offset, has_steps):
     zero = simd.splat(NOUGHT)
     determinant = w * qq - q * q
     over = pick(simd.splat(SINGULAR) * (w * qq), determinant, inverse(determinant), zero)
-    new_scale = scale + (w * rq - q * r) * over
-    new_offset = offset + (qq * r - q * rq) * over
+    more = (w * rq - q * r) * over
+    new_scale = scale + more
+    new_offset = offset + ((qq * r - q * rq) * over - more * center)
     if has_steps:
-        at_zero = scale + (rq + offset * q) * inverse(qq)
+        q0 = q + center * w
+        qq0 = qq + center * (q + q0)
+        at_zero = scale + (rq + center * r + offset * q0) * inverse(qq0)
         new_scale = pick(zero, new_offset, at_zero, new_scale)
         new_offset = pick(zero, new_offset, zero, new_offset)
     return pick(zero, new_scale, new_scale, scale), pick(zero, new_scale, new_offset, offset)
@@ -151,7 +176,7 @@ def together(x, weight, w, scale, offset, groups, has_offset, steps, shares, rou
             best_offset_unit = pick(error, best, offset_unit, best_offset_unit)
             best_s, best_m = pick(error, best, s, best_s), pick(error, best, m, best_m)
             best = minimum(error, best)
-            sums = measure(x, weight, unit * s, zero - offset_unit * m, levels)
+            sums = measure(x, weight, unit * s, zero - offset_unit * m, zero, levels)
             unit, offset_unit = lowest_units(unit, offset_unit, s, m, w, sums, has_offset, groups)
     return best_unit, best_offset_unit, best_s, best_m
 
@@ -206,13 +231,10 @@ def fit_groups(
             for j in range(group):
                 x[j * LANES + lane] = w[g * group + j]
                 weight[j * LANES + lane] = importance[column + j]
-        total = simd.load(weight, 0)
-        for j in range(LANES, len(x), LANES):
-            total = total + simd.load(weight, j)
-        scale, offset = alone(x, weight, total, has_offset, has_steps, factors, passes, levels)
+        scale, offset = alone(x, weight, total(weight), has_offset, has_steps, factors, passes, levels)
         if has_steps:
             a, b, s, m = together(
-                x, weight, total, scale, offset, groups, has_offset, steps, shares, rounds, levels
+                x, weight, total(weight), scale, offset, groups, has_offset, steps, shares, rounds, levels
             )
         else:
             a, b, s, m = half(scale), half(offset), scale, offset

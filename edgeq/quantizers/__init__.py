@@ -4,6 +4,7 @@ mix     which type each tensor gets
 """
 
 import importlib
+import math
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -83,7 +84,8 @@ def quantize(
     FormatError : when the source or the importance matrix is unsound, or GGUF cannot hold the model.
     EdgeqError : when the source is quantized and nobody allowed that, or the disk is full.
     """
-    return write(plan(src, type, **options), dst, threads=threads, max_size=max_size, progress=progress)
+    made = plan(catalog.resolve(src, progress), type, **options)
+    return write(made, dst, threads=threads, max_size=max_size, progress=progress)
 
 
 def plan(
@@ -123,7 +125,7 @@ def plan(
                 f"{source.path}: tensor {key} is {tensor.format} already, and would lose a second time as "
                 f"{format}. Start from the original, or allow it (--allow-requantize)"
             )
-        important = None if weights is None else _importance(weights, tensor)
+        important = None if weights is None or format == tensor.format else _importance(weights, tensor)
         recodings.append(Recoding(tensor, format, source.rows.get(key), important))
     return Plan(source.path, _metadata(source, name, types, weights), recodings)
 
@@ -160,7 +162,7 @@ def _importance(weights: Imatrix, tensor: Tensor) -> np.ndarray | None:
     values = weights.importance.get(tensor.name)
     if values is None:
         return None
-    matrices = tensor.rows // tensor.shape[-2]
+    matrices = math.prod(tensor.shape[:-2])
     if values.size != matrices * tensor.cols:
         if tensor.name == "token_embd.weight":  # looked up, not multiplied with
             return None

@@ -168,14 +168,20 @@ def fitting(type: str, cols: int) -> str:
 
 
 def _model(meta: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Model:
-    arch = meta.get("general.architecture")
-    first = lambda key, default: int(np.ravel(meta.get(f"{arch}.{key}", default))[0])  # noqa: E731
-    heads = first("attention.head_count", 1)
-    kv_heads = first("attention.head_count_kv", heads)
-    values = sum(_kind(name) == "attn_v" for name in tensors)
-    tied = "output.weight" not in tensors
-    sharing = heads // kv_heads if kv_heads else 0
-    return Model(first("block_count", 0), first("expert_count", 0), values, sharing, tied)
+    def number(key: str, default: int) -> int:
+        """The value, or the first of one for each layer."""
+        values = np.ravel(meta.get(f"{meta.get('general.architecture')}.{key}", default))
+        return int(values[0]) if values.size and values.dtype.kind in "iu" else default
+
+    heads = number("attention.head_count", 1)
+    kv_heads = number("attention.head_count_kv", heads)
+    return Model(
+        layers=number("block_count", 0),
+        experts=number("expert_count", 0),
+        values=sum(_kind(name) == "attn_v" for name in tensors),
+        sharing=heads // kv_heads if kv_heads else 0,
+        tied="output.weight" not in tensors,
+    )
 
 
 def _kind(name: str) -> str:

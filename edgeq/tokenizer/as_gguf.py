@@ -29,6 +29,8 @@ SAMPLE = (
     "🙂👩‍👩‍👧 ... !!?? --- === __init__(self): //## $5 <b>€</b> a/b\\c {x: [1]} ~`^| “quoted” "
 )
 
+WORST = -1e6  # score of a token that no merge should make
+
 
 def metadata(folder: str | os.PathLike, rows: int) -> dict[str, Any]:
     """The keys ``tokenizer.*`` of a folder's tokenizer, with a token for each of the model's `rows`.
@@ -56,7 +58,8 @@ def metadata(folder: str | os.PathLike, rows: int) -> dict[str, Any]:
         KEY + "token_type": np.array([*tokenizer.kinds, *[Kind.UNUSED] * extra], np.int32),
     }
     if KEY + "scores" in meta:
-        meta[KEY + "scores"] = np.pad(meta[KEY + "scores"], (0, rows - len(meta[KEY + "scores"])))
+        missing = rows - len(meta[KEY + "scores"])
+        meta[KEY + "scores"] = np.pad(meta[KEY + "scores"], (0, missing), constant_values=WORST)
     meta |= _special(f, tokenizer)
     again = from_gguf(meta, f.path)
     if again.encode(SAMPLE, parse_special=True) != tokenizer.encode(SAMPLE, parse_special=True):

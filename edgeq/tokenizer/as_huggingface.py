@@ -52,7 +52,7 @@ def files(meta: Mapping[str, Any], path: object) -> dict[str, bytes]:
 def _byte_level(meta: Mapping[str, Any], tokenizer: Tokenizer) -> bytes:
     """tokenizer.json of a byte-level vocabulary."""
     ids = {token or f"[PAD{id}]": id for id, token in enumerate(tokenizer.tokens)}
-    engine = bpe.engine(ids, meta[KEY + "merges"], bpe.CUTS[meta.get(KEY + "pre", "default")])
+    engine = bpe.engine(ids, meta[KEY + "merges"], bpe.CUTS[meta.get(KEY + "pre") or "default"])
     engine.decoder = decoders.ByteLevel()
     for kind in (Kind.CONTROL, Kind.USER_DEFINED):
         special, found = kind == Kind.CONTROL, _of_kind(tokenizer, kind)
