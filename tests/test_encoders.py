@@ -180,7 +180,8 @@ def test_fit_gives_the_grid_that_is_stored(name):
         np.testing.assert_array_equal(packed.data, tensor.data)
         assert packed.parts.keys() == tensor.parts.keys()
         if name not in EQUAL or importance is not None:  # those are rounded by the scale before it is
-            np.testing.assert_array_equal(encode(w, stored), codes)
+            # tq2_0 can hold a fourth level, which no encoder writes
+            np.testing.assert_array_equal(encode(w, stored._replace(levels=grid.levels)), codes)
 
 
 def test_a_grid_that_no_file_holds_is_refused():
