@@ -15,11 +15,10 @@ import numpy as np
 import tokenizers
 
 from ..errors import FormatError
-from ..files.source import Allowance, inside, open_raw
 from . import bpe, sentencepiece
 from .core import Kind, Tokenizer, end_of_generation
 from .gguf import KEY, from_gguf
-from .huggingface import Folder, from_huggingface, sentencepiece_metadata
+from .huggingface import Folder, from_engine, from_huggingface, json_engine, sentencepiece_metadata
 
 # What ways to cut text differ in: runs of spaces and digits, contractions, capitals, scripts, signs.
 SAMPLE = (
@@ -39,18 +38,29 @@ def metadata(folder: str | os.PathLike, rows: int) -> dict[str, Any]:
     ------
     FormatError : when GGUF cannot state it, or the vocabulary has more tokens than the model has rows.
     """
-    f, tokenizer = Folder(folder), from_huggingface(folder)
-    if tokenizer.vocab_size > rows:
-        found = f"{tokenizer.vocab_size:,} tokens"
-        raise FormatError(f.path, "", found=found, expected=f"at most {rows:,}, the rows of the embedding")
-    if not (f.path / "tokenizer.json").exists():
-        path = f.sentencepiece()
+    f = Folder(folder)
+    meta, expected = _told(f, rows)  # the library's objects are let go before others are made
+    if from_gguf(meta, f.path).encode(SAMPLE, parse_special=True) != expected:
+        found = "a vocabulary that gives other ids once it is in GGUF's form"
+        raise FormatError(f.path, "", found=found, expected="byte-level or SentencePiece BPE")
+    return meta
+
+
+def _told(f: Folder, rows: int) -> tuple[dict[str, Any], list[int]]:
+    """The keys, and the ids of the sample by the folder's own tokenizer."""
+    if (f.path / "tokenizer.json").exists():
+        engine = json_engine(f)
+        tokenizer = from_engine(f, engine)
+        vocabulary = _vocabulary(f, engine, tokenizer)
+    else:
+        tokenizer, path = from_huggingface(f.path), f.sentencepiece()
         assert path is not None  # the tokenizer was made of it
         vocabulary = {k: v for k, v in sentencepiece_metadata(f, path).items() if v is not None}
         vocabulary[KEY + "pre"] = "default"
-    else:
-        vocabulary = _from_json(f, tokenizer)
     extra = rows - tokenizer.vocab_size
+    if extra < 0:
+        found = f"{tokenizer.vocab_size:,} tokens"
+        raise FormatError(f.path, "", found=found, expected=f"at most {rows:,}, the rows of the embedding")
     tokens = [*tokenizer.tokens, *[""] * extra]
     meta = vocabulary | {
         # llama.cpp wants every token to have a name of its own
@@ -60,27 +70,21 @@ def metadata(folder: str | os.PathLike, rows: int) -> dict[str, Any]:
     if KEY + "scores" in meta:
         missing = rows - len(meta[KEY + "scores"])
         meta[KEY + "scores"] = np.pad(meta[KEY + "scores"], (0, missing), constant_values=WORST)
-    meta |= _special(f, tokenizer)
-    again = from_gguf(meta, f.path)
-    if again.encode(SAMPLE, parse_special=True) != tokenizer.encode(SAMPLE, parse_special=True):
-        found = "a vocabulary that gives other ids once it is in GGUF's form"
-        raise FormatError(f.path, "", found=found, expected="byte-level or SentencePiece BPE")
-    return meta
+    return meta | _special(f, tokenizer), tokenizer.encode(SAMPLE, parse_special=True)
 
 
-def _from_json(f: Folder, tokenizer: Tokenizer) -> dict[str, Any]:
+def _vocabulary(f: Folder, engine: tokenizers.Tokenizer, tokenizer: Tokenizer) -> dict[str, Any]:
     """What tokenizer.json says of the vocabulary, besides its tokens."""
-    path = inside(f.path / "tokenizer.json", f.path)
-    engine = tokenizers.Tokenizer.from_buffer(open_raw(path, Allowance())[:])
+    path = f.path / "tokenizer.json"
     model = json.loads(engine.model.__getstate__())
     if model["type"] != "BPE":
         raise FormatError(path, "model", found=model["type"], expected="BPE")
-    merges = [tuple(m.split(" ")) if isinstance(m, str) else tuple(m) for m in model["merges"]]
+    merges = [m if isinstance(m, str) else " ".join(m) for m in model["merges"]]
     if tokenizer._to_bytes is bpe.to_bytes:
         return {
             KEY + "model": "gpt2",
             KEY + "pre": _pre(engine, model["ignore_merges"], tokenizer.add_bos, path),
-            KEY + "merges": [" ".join(merge) for merge in merges],
+            KEY + "merges": merges,
         }
     return {
         KEY + "model": "llama",
@@ -108,11 +112,11 @@ def _pre(engine: tokenizers.Tokenizer, whole_words: bool, add_bos: bool, path: o
     return next((name for name in alike if bpe.CUTS[name].add_bos == add_bos), alike[0])
 
 
-def _scores(f: Folder, tokenizer: Tokenizer, merges: list[tuple[str, ...]]) -> np.ndarray:
+def _scores(f: Folder, tokenizer: Tokenizer, merges: list[str]) -> np.ndarray:
     """A score for each token, float32: those of the SentencePiece model, else by the order of the merges."""
     if (path := f.sentencepiece()) is not None:
         return sentencepiece.read(path)[KEY + "scores"]
-    ranks = {"".join(merge): -rank for rank, merge in reversed([*enumerate(merges)])}
+    ranks = {merge.replace(" ", ""): -rank for rank, merge in reversed([*enumerate(merges)])}
     return np.array([ranks.get(token, -len(merges)) for token in tokenizer.tokens], np.float32)
 
 

@@ -36,7 +36,7 @@ def from_huggingface(folder: str | os.PathLike) -> Tokenizer:
     """A tokenizer from a Hugging Face folder; FormatError when a file is unsound or of an unknown kind."""
     f = Folder(folder)
     if (f.path / "tokenizer.json").exists():
-        return _from_json(f)
+        return from_engine(f, json_engine(f))
     path = f.sentencepiece()
     if path is None:
         found = ", ".join(sorted(path.name for path in f.path.glob("*.model"))) or "no vocabulary"
@@ -130,8 +130,8 @@ class Folder:
         return template
 
 
-def _from_json(f: Folder) -> Tokenizer:
-    """A tokenizer that the tokenizers library runs."""
+def json_engine(f: Folder) -> tokenizers.Tokenizer:
+    """The library's tokenizer of tokenizer.json."""
     path = inside(f.path / "tokenizer.json", f.path)
     try:
         engine = tokenizers.Tokenizer.from_buffer(open_raw(path, f.allowance)[:])
@@ -139,6 +139,12 @@ def _from_json(f: Folder) -> Tokenizer:
         engine.no_padding()
     except Exception as e:  # the library raises nothing more specific
         raise FormatError(path, "", found=f"a fault: {e}", expected="a tokenizer") from e
+    return engine
+
+
+def from_engine(f: Folder, engine: tokenizers.Tokenizer) -> Tokenizer:
+    """A tokenizer that the tokenizers library runs."""
+    path = f.path / "tokenizer.json"
     to_bytes, byte_fallback, space_prefix = _decoding(engine, path)
     prefix, suffix = _around(engine, path)
 
