@@ -10,6 +10,7 @@ from .errors import ContextFull, EdgeqError, FormatError, ModelNotFound
 
 if TYPE_CHECKING:
     from . import tokenizer
+    from .calibrate import imatrix
     from .evaluate.perplexity import perplexity
     from .generate.stream import Stream
     from .llm import LLM, load
@@ -23,6 +24,7 @@ __all__ = [
     "FormatError",
     "ModelNotFound",
     "Stream",
+    "imatrix",
     "load",
     "perplexity",
     "quantize",
@@ -32,6 +34,7 @@ __all__ = [
 _HOME = {
     "LLM": ".llm",
     "Stream": ".generate.stream",
+    "imatrix": ".calibrate",
     "load": ".llm",
     "perplexity": ".evaluate.perplexity",
     "quantize": ".quantizers",
