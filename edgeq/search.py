@@ -15,6 +15,11 @@ depends on where it began:
    on the last step, and a few larger ones. Each group moves to the best of its neighboring steps, the units
    go to the lowest point for these codes, and again. The best is kept.
 
+3. Least squares leaves a block smaller than it was: what it cannot tell from noise, it draws to zero. By
+   that part the output of every layer shrinks, while the rest of the error is noise that averages out.
+   Without importance, which says better what to keep, the units therefore grow until
+   Σ w * (scale * level + offset) = Σ w², at the price of some error.
+
 Arrays are laid out position first, float32 (group, groups): w[j] is weight j of every group. Sums run over j
 in order, so that a kernel that has groups side by side gets the same bits; `kernels/encode.py` has it.
 
@@ -39,6 +44,7 @@ MOVES = (0, -1, 1)  # of a group's steps
 SINGULAR = np.float32(1e-5)  # relative determinant below which codes do not tell scale and offset apart
 LARGEST = np.float32(65504)  # of float16
 FIRST = np.float32(0.5)  # the least level that the extreme weight may start at
+GROWTH = np.float32(1.25)  # of units, at most
 
 
 class Space(NamedTuple):
@@ -99,6 +105,8 @@ def fit(w: np.ndarray, importance: np.ndarray | None, space: Space) -> Grid:
         found = [half(scale), half(offset), scale, offset]
     else:
         found = together(x, weight, scale, offset, space, groups)
+        if importance is None:
+            found = grown(x, *found, space, groups)
     return grid_of([v.reshape(-1, groups) for v in found], space)
 
 
@@ -257,6 +265,23 @@ def together(
             sums = measure(x, weight, unit * s, -(offset_unit * m), np.zeros_like(s), space.levels)
             unit, offset_unit = lowest_units(unit, offset_unit, s, m, w, sums, space, groups)
     return kept
+
+
+def grown(
+    x: np.ndarray,
+    unit: np.ndarray,
+    offset_unit: np.ndarray,
+    s: np.ndarray,
+    m: np.ndarray,
+    space: Space,
+    groups: int,
+) -> list[np.ndarray]:
+    """Units with which blocks are as large as they were, and the steps as they are."""
+    r, _ = residuals(x, unit * s, -(offset_unit * m), space.levels)
+    size = share(total(x * x), groups, np.add)
+    left = size - share(total(x * r), groups, np.add)
+    growth = np.minimum(np.maximum(size * inverse(left), 1), GROWTH)
+    return [half(unit * growth), half(offset_unit * growth), s, m]
 
 
 def move(

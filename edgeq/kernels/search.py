@@ -17,12 +17,13 @@ from .lanewise import clip, half, inverse, maximum, minimum, pick, rint, share_m
 from .simd import LANES
 
 MOVES = np.array(search.MOVES, np.float32)
-SINGULAR = search.SINGULAR
+SINGULAR, GROWTH = search.SINGULAR, search.GROWTH
 NOUGHT, INFINITY = np.float32(0), np.float32(np.inf)
 
 
 def fit(w: np.ndarray, importance: np.ndarray | None, space: Space, block: int) -> Grid:
     """Grid of all blocks of the rows w float32 (rows, cols), with importance (cols,)."""
+    grow = importance is None
     if importance is None:
         importance = np.ones(w.shape[1], np.float32)
     out = np.empty((4, w.size // space.group), np.float32)
@@ -30,7 +31,7 @@ def fit(w: np.ndarray, importance: np.ndarray | None, space: Space, block: int) 
     fit_groups(
         w.reshape(-1), np.ascontiguousarray(importance, np.float32), groups, space.offset,
         np.array(space.steps or (), np.float32), search.factors(space), search.PASSES, search.shares(space),
-        search.ROUNDS, table(space.levels), np.empty((2, space.group * LANES), np.float32), out,
+        search.ROUNDS, grow, table(space.levels), np.empty((2, space.group * LANES), np.float32), out,
     )  # fmt: skip
     return search.grid_of(out.reshape(4, -1, groups), space)
 
@@ -182,6 +183,22 @@ def together(x, weight, w, scale, offset, groups, has_offset, steps, shares, rou
 
 
 @njit(nogil=True)
+def grown(x, unit, offset_unit, s, m, groups, levels):
+    """`search.grown`"""
+    scale = unit * s
+    offset, over = simd.splat(NOUGHT) - offset_unit * m, inverse(scale)
+    size, lost = simd.splat(NOUGHT), simd.splat(NOUGHT)
+    for j in range(0, len(x), LANES):
+        v = simd.load(x, j)
+        r = v - (nearest((v - offset) * over, levels) * scale + offset)
+        size, lost = size + v * v, lost + v * r
+    size = share_sum(size, groups)
+    left = size - share_sum(lost, groups)
+    growth = clip(size * inverse(left), np.float32(1), GROWTH)
+    return half(unit * growth), half(offset_unit * growth)
+
+
+@njit(nogil=True)
 def move(x, weight, unit, offset_unit, s, m, has_offset, steps, levels):
     """`search.move`"""
     zero = simd.splat(NOUGHT)
@@ -211,11 +228,12 @@ def lowest_units(unit, offset_unit, s, m, w, sums, has_offset, groups):
 
 
 @kernel(
-    "void(f4[::1], f4[::1], i8, b1, f4[::1], f4[::1], i8, f4[::1], i8, f4[:, ::1], f4[:, ::1], f4[:, ::1])",
+    "void(f4[::1], f4[::1], i8, b1, f4[::1], f4[::1], i8, f4[::1], i8, b1, f4[:, ::1], f4[:, ::1],"
+    "f4[:, ::1])",
     error_model="numpy",
 )
 def fit_groups(
-    w, importance, groups, has_offset, steps, factors, passes, shares, rounds, levels, scratch, out
+    w, importance, groups, has_offset, steps, factors, passes, shares, rounds, grow, levels, scratch, out
 ):
     """out f32 (4, all groups) = scale, offset, or the units of a block of so many groups, and their steps.
 
@@ -236,6 +254,8 @@ def fit_groups(
             a, b, s, m = together(
                 x, weight, total(weight), scale, offset, groups, has_offset, steps, shares, rounds, levels
             )
+            if grow:
+                a, b = grown(x, a, b, s, m, groups, levels)
         else:
             a, b, s, m = half(scale), half(offset), scale, offset
         simd.store(x, 0, 0, a)
