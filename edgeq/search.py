@@ -106,7 +106,7 @@ def fit(w: np.ndarray, importance: np.ndarray | None, space: Space) -> Grid:
     else:
         found = together(x, weight, scale, offset, space, groups)
         if importance is None:
-            found = grown(x, *found, space, groups)
+            found = grown(x, found, space, groups)
     return grid_of([v.reshape(-1, groups) for v in found], space)
 
 
@@ -267,16 +267,9 @@ def together(
     return kept
 
 
-def grown(
-    x: np.ndarray,
-    unit: np.ndarray,
-    offset_unit: np.ndarray,
-    s: np.ndarray,
-    m: np.ndarray,
-    space: Space,
-    groups: int,
-) -> list[np.ndarray]:
-    """Units with which blocks are as large as they were, and the steps as they are."""
+def grown(x: np.ndarray, found: list[np.ndarray], space: Space, groups: int) -> list[np.ndarray]:
+    """What `together` found, with units that leave blocks as large as they were."""
+    unit, offset_unit, s, m = found
     r, _ = residuals(x, unit * s, -(offset_unit * m), space.levels)
     size = share(total(x * x), groups, np.add)
     left = size - share(total(x * r), groups, np.add)
