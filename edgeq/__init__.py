@@ -11,6 +11,7 @@ from .errors import ContextFull, EdgeqError, FormatError, ModelNotFound
 if TYPE_CHECKING:
     from . import tokenizer
     from .calibrate import imatrix
+    from .evaluate.compare import compare
     from .evaluate.perplexity import perplexity
     from .generate.stream import Stream
     from .llm import LLM, load
@@ -24,6 +25,7 @@ __all__ = [
     "FormatError",
     "ModelNotFound",
     "Stream",
+    "compare",
     "imatrix",
     "load",
     "perplexity",
@@ -34,6 +36,7 @@ __all__ = [
 _HOME = {
     "LLM": ".llm",
     "Stream": ".generate.stream",
+    "compare": ".evaluate.compare",
     "imatrix": ".calibrate",
     "load": ".llm",
     "perplexity": ".evaluate.perplexity",

@@ -1,6 +1,7 @@
 """Memory: what a model will take, and how much there is."""
 
 import os
+import resource
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -49,6 +50,15 @@ def estimate(
     cache = c.cache_bytes(ctx, *kernels.cache_types(backend, *cache_types))
     widths = 3 * c.dim + 2 * (c.heads + 2 * c.kv_heads) * c.head_dim + 3 * c.ffn
     return Estimate(weights, cache, PROGRAM + 4 * (arch.CHUNK * widths + 2 * c.vocab_size))
+
+
+def peak() -> int:
+    """Most bytes of memory that this process has held so far."""
+    try:  # what getrusage says begins, on Linux, with the memory of the process that started this one
+        with open("/proc/self/status") as f:
+            return next(int(line.split()[1]) << 10 for line in f if line.startswith("VmHWM:"))
+    except (OSError, StopIteration):
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def available() -> int:

@@ -146,7 +146,7 @@ def bench_model(
     backend: Literal["numba", "numpy"],
 ) -> list[dict[str, Any]]:
     """Results of a model's tests, for each number of threads."""
-    from .. import catalog, files
+    from .. import catalog, files, memory
 
     with progress() as report:
         path = catalog.resolve(model or catalog.default(), report)
@@ -157,7 +157,8 @@ def bench_model(
             for test in tests:
                 with progress() as report:
                     samples = measure(llm.model, test, repetitions, report)
-                results.append(about | {"n_threads": llm.model.threads} | rates(test, samples))
+                used = {"n_threads": llm.model.threads, "peak_memory": memory.peak()}
+                results.append(about | used | rates(test, samples))
     return results
 
 

@@ -92,7 +92,7 @@ def audit(
     FormatError : when the original is unsound; all that is wrong with `path` is in the result.
     """
     report = progress or (lambda stage, done, total: None)
-    found = Audit(path, _hashes(path, report))
+    found = Audit(path, hashes(path, report))
     if sha256 is not None and [file.sha256 for file in found.files] != [sha256.lower()]:
         found.problems.append(f"the sha256 is not {sha256.lower()}")
     try:
@@ -122,7 +122,7 @@ def audit(
     return found
 
 
-def _hashes(path: Path, report: Progress) -> list[File]:
+def hashes(path: Path, report: Progress) -> list[File]:
     """The files of a model: all in a folder, the parts of a split one, or the one."""
     if path.is_dir():
         names = [p for p in path.iterdir() if not p.name.startswith(".")]
