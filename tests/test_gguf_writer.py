@@ -148,6 +148,11 @@ def test_what_fails_leaves_nothing_behind(tmp_path, error, max_size):
     assert (tmp_path / "model.gguf").read_bytes() == b"what was there before"
 
 
+def test_a_folder_that_is_not_there(tmp_path):
+    with pytest.raises(EdgeqError, match=r"nowhere is no folder: x\.gguf would be written there"):
+        gguf_writer.write(tmp_path / "nowhere" / "x.gguf", {}, [])
+
+
 def test_a_full_disk_is_noticed_before(tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)._replace(free=1 << 24)
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage)

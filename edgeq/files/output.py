@@ -50,6 +50,8 @@ def whole(*paths: Path, nbytes: int) -> Iterator[list[Path]]:
     nbytes : what the output will take; EdgeqError when the disk has no room for it.
     """
     folder = paths[0].parent
+    if not folder.is_dir():
+        raise EdgeqError(f"{folder} is no folder: {paths[0].name} would be written there")
     free = shutil.disk_usage(folder).free
     if nbytes + SPARE > free:
         raise EdgeqError(
