@@ -127,7 +127,7 @@ def edited(file: Path, name: str, at: int, data: bytes) -> Path:
 
 
 def told(found: Audit) -> str:
-    return "\n".join(found.problems)
+    return "\n".join([*found.problems, *found.far])
 
 
 @pytest.mark.parametrize("name", arch.names())
@@ -192,7 +192,7 @@ def test_rows_in_another_order_are_told(file: Path, folder: Path) -> None:
     t = files.read(file)[1][name]
     rows = t.data.reshape(t.rows, -1)
     found = audit(edited(file, name, 0, np.concatenate([rows[::2], rows[1::2]]).tobytes()), folder)
-    assert [p.split(":")[0] for p in found.problems] == [name]
+    assert [p.split(":")[0] for p in found.far] == [name]
 
 
 def written(path: Path, meta: dict[str, Any], tensors: dict[str, Tensor]) -> Path:

@@ -55,13 +55,13 @@ def show_all(found: "Audit", full: bool, compared: bool) -> None:
     if found.findings:
         click.echo()
         show(tensors(found, compared) if full else formats(found, compared))
-    for what, sentences in (("problem", found.problems), ("remark", found.remarks)):
+    for what, sentences in (("problem", [*found.problems, *found.far]), ("remark", found.remarks)):
         kept = sentences if full else sentences[:SHOWN]
         for sentence in kept:
             click.echo(printable(f"{what}: {sentence}"))
         if len(kept) < len(sentences):
             note(f"and {len(sentences) - len(kept):,} more {what}s: --full shows all")
-    count = len(found.problems)
+    count = len(found.problems) + len(found.far)
     click.echo("sound" if found.sound else f"NOT SOUND: {count:,} problem{'s' if count > 1 else ''}")
 
 

@@ -60,6 +60,8 @@ class Audit:
     files : that it consists of.
     findings : by name of the tensor.
     problems : what is wrong, a sentence each.
+    far : tensors that are not what rounding makes of the original's, a sentence each. A method that changes
+        weights but not the function that they compute has such tensors, too.
     remarks : what is worth knowing, but may be as it should.
     """
 
@@ -67,12 +69,13 @@ class Audit:
     files: list[File]
     findings: dict[str, Finding] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
+    far: list[str] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
 
     @property
     def sound(self) -> bool:
         """Whether nothing is wrong."""
-        return not self.problems
+        return not self.problems and not self.far
 
 
 def audit(
@@ -195,9 +198,7 @@ def _judge_distances(found: Audit, theirs: Source) -> None:
             found.problems.append(f"{name}: its shape is {shapes}")
         elif not state.not_finite and not far.relative <= (limit := explained(tensor)):
             error = f"{100 * far.relative:.3g} % from the original"
-            found.problems.append(
-                f"{name}: {error}, rounding to {tensor.format} explains {100 * limit:.3g} %"
-            )
+            found.far.append(f"{name}: {error}, rounding to {tensor.format} explains {100 * limit:.3g} %")
     for name in sorted(theirs.tensors.keys() - found.findings.keys()):
         found.problems.append(f"{name}: the original has it, this model does not")
 
@@ -222,6 +223,7 @@ def plain(found: Audit) -> dict[str, Any]:
         "path": str(found.path),
         "sound": found.sound,
         "problems": found.problems,
+        "far": found.far,
         "remarks": found.remarks,
         "files": [file._asdict() for file in found.files],
         "bytes": sum(file.bytes for file in found.files),
