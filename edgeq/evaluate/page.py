@@ -241,7 +241,9 @@ def by_layer(models: Sequence[Row], colors: Mapping[str, int]) -> str:
         series += [Series(row["name"], colors[row["name"]], points, line=True)] * bool(points)
     every = max(1, math.ceil(len(numbers) / 12))
     short = {"embedding": "emb.", "output": "out"}
-    labels = [(i, short.get(n, n)) for i, n in enumerate(order) if not n.isdigit() or int(n) % every == 0]
+    # the name of the embedding takes the room of the first layer's number where layers are narrow
+    shown = {*short, *map(str, numbers if every == 1 else numbers[every::every])}
+    labels = [(i, short.get(n, n)) for i, n in enumerate(order) if n in shown]
     heights = [p.y for s in series for p in s.points]
     drawn = chart(
         "Relative error of the weights of each layer",
