@@ -155,7 +155,7 @@ def test_requests_that_cannot_be_met(model, tmp_path):
         edgeq.quantize(model, tmp_path / "x.gguf", "q4_0", tensor_types={"attn": "q9"})
     with pytest.raises(EdgeqError, match="is the model that is read"):
         edgeq.quantize(model, model, "q4_0")
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(EdgeqError, match="nowhere is no folder"):
         edgeq.quantize(model, tmp_path / "nowhere" / "x.gguf", "q4_0")
     assert not any(tmp_path.iterdir())
 
