@@ -178,7 +178,8 @@ def _check_memory(path: Path, need: "Estimate", ctx: int, force: bool, verbose: 
 
     free = memory.available()
     parts = (
-        f"weights {size(need.weights)}, context of {ctx} tokens {size(need.cache)}, work {size(need.work)}"
+        f"weights {size(need.weights)}, program {size(need.program)}, "
+        f"and up to {size(need.cache + need.work)} as the context of {ctx} tokens fills"
     )
     if verbose:
         note(f"memory: {parts}; {size(free)} available")

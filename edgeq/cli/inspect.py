@@ -129,8 +129,10 @@ def readable(key: str, value: Any) -> str:
     if key == "formats":
         return ", ".join(f"{name} {size(n)}" for name, n in value.items())
     if key == "memory":
-        parts = f"weights {size(value['weights'])}, context of {value['ctx']} tokens {size(value['cache'])}"
-        return f"{size(value['total'])}: {parts}, work {size(value['work'])}"
+        parts = (
+            f"weights {size(value['weights'])}, program {size(value['program'])}, work {size(value['work'])}"
+        )
+        return f"{size(value['total'])}: {parts}, context of {value['ctx']} tokens {size(value['cache'])}"
     return str(value)
 
 

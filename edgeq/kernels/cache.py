@@ -13,7 +13,9 @@ arrays hold records of them,
     values  (kv_heads, blocks * 16, head_dim / 32)    scale f16, codes int8 (32,)
 """
 
+import mmap
 from collections.abc import Sequence
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -26,6 +28,17 @@ Q8_KEYS = np.dtype([("scale", "<f2", LANES), ("codes", "i1", (GROUP, LANES))])
 Q8_VALUES = np.dtype([("scale", "<f2"), ("codes", "i1", GROUP)])
 TYPES = {"f32": np.dtype("<f4"), "f16": np.dtype("<f2"), "q8_0": None}
 BYTES = {"f32": 4, "f16": 2, "q8_0": Q8_VALUES.itemsize / GROUP}  # of a number
+
+
+def _zeros(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """An array of zeros that takes memory page by page, where it is written to.
+
+    NumPy asks for huge pages, and a single token then takes one of 2 MB for every few heads of a layer.
+    """
+    memory = mmap.mmap(-1, prod(shape) * dtype.itemsize, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if hasattr(mmap, "MADV_NOHUGEPAGE"):
+        memory.madvise(mmap.MADV_NOHUGEPAGE)
+    return np.frombuffer(memory, dtype).reshape(shape)
 
 
 class KVCache:
@@ -72,8 +85,8 @@ class KVCache:
         keys, values = TYPES[key_type], TYPES[value_type]
         key_shape = (kv_heads, blocks, groups) if keys is None else (kv_heads, blocks, head_dim, LANES)
         value_shape = (kv_heads, blocks * LANES, groups if values is None else width)
-        self.keys = [np.zeros(key_shape, keys or Q8_KEYS) for _ in ropes]
-        self.values = [np.zeros(value_shape, values or Q8_VALUES) for _ in ropes]
+        self.keys = [_zeros(key_shape, keys or Q8_KEYS) for _ in ropes]
+        self.values = [_zeros(value_shape, values or Q8_VALUES) for _ in ropes]
 
     @property
     def length(self) -> int:
