@@ -260,7 +260,8 @@ def test_they_run(name):
     tensor = formats.quantize(name, w)
     assert np.array_equal(lanes.decode(lanes.prepare([tensor])), formats.dequantize(tensor))
     exact, fast = (kernels.backend(b).linear([tensor])(x) for b in ("numpy", "numba"))
-    np.testing.assert_allclose(fast, exact, atol=2e-3 * np.abs(exact).max())
+    atol = 2e-2 if name == "ternary" else 2e-3  # of ternary weights' activations eight bits are kept
+    np.testing.assert_allclose(fast, exact, atol=atol * np.abs(exact).max())
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4])

@@ -103,7 +103,8 @@ def matrix(name: str) -> "Tensor":
 
     size = SOURCE_ROWS * formats.row_bytes(name, COLS)
     data = np.random.default_rng(0).integers(0x30, 0x40, size, np.uint8)
-    parts = {"scale": np.ones(SOURCE_ROWS, np.float32)} if name == "i8" else {}
+    apart = formats.parts(formats.get(name))
+    parts = {"scale": np.ones(SOURCE_ROWS, np.float32)} if apart else {}
     return Tensor(name, name, (SOURCE_ROWS, COLS), data, parts)
 
 

@@ -36,9 +36,9 @@ def whole(n: int) -> int:
 
 
 def is_ternary(lanes: Lanes) -> bool:
-    """Whether the codes are of two bits, without offsets: those of TQ1_0 and TQ2_0."""
+    """Whether the codes are 0, 1 and 2, of which 1 stands for zero, without offsets."""
     names = lanes.data.dtype.names
-    return [n for n in names if n in PLANE_BYTES] == ["p2"] and "offset" not in names
+    return [n for n in names if n in PLANE_BYTES] == ["p2"] and "offset" not in names and lanes.zero == 1
 
 
 class Product:
