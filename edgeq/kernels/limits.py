@@ -1,8 +1,8 @@
 """What this machine can do at best: the limits that kernels are measured against.
 
 read        loads from memory and nothing else; a core fetches faster from several places than from one
-multiply    products of bytes in registers and nothing else: no loads, and no sum waits for itself; on a matrix
-            unit, products of many tokens may pass it
+multiply    products of bytes in registers and nothing else: no loads, and no sum waits for itself; a
+            matrix unit's products may pass it
 """
 
 import numpy as np
