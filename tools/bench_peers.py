@@ -10,7 +10,9 @@ Models are fetched or made when they are first wanted (`tools/bench_models.py`; 
 llama.cpp as llama-cpp-python carries it, from the package index, compiled for this very CPU into an
 environment of its own in edgeq's cache: 5 to 15 minutes, once, with a C++ compiler. Flash attention is on, as
 it is in llama.cpp by itself. The two run in turn, a process each, so that both see the machine's moods; the
-table has medians and their ratio. Where the peer's native build crashes, give it other flags:
+table has medians and their ratio. Plain loads take turns with them: no token is made in less time than its
+weights are read in, and the table has the ratio that this would give, too. Where the peer's native build
+crashes, give it other flags:
 
     python tools/bench_peers.py --cmake-args="-DGGML_NATIVE=OFF -DGGML_AVX2=ON -DGGML_FMA=ON -DGGML_F16C=ON"
 """
@@ -28,7 +30,7 @@ from pathlib import Path
 
 import bench_models
 
-from edgeq import __version__, kernels
+from edgeq import __version__, files, kernels
 from edgeq.cli.bench import cpu
 from edgeq.paths import cache_dir
 
@@ -93,26 +95,40 @@ def main() -> None:
     print(f"{cpu()}, {given.threads} threads, edgeq {__version__}, Python {platform.python_version()},")
     print(f"{output(peer, '-c', DESCRIBE_PEER).strip()},")
     print(f"{datetime.now(UTC):%Y-%m-%d}; tokens per second, medians\n")
-    print("| model | test | edgeq | llama.cpp | ratio |\n|---|---|---:|---:|---:|")
+    print("| model | test | edgeq | llama.cpp | ratio | memory's limit | as a ratio |")
+    print("|---|---|---:|---:|---:|---:|---:|")
     for model in given.models:
         path = bench_models.resolve(model)
         ours: Samples = {}
         theirs: Samples = {}
+        loads: list[float] = []
         for turn in range(given.rounds):
             print(f"{path.name}, round {turn + 1} of {given.rounds} ...", file=sys.stderr, flush=True)
             add(ours, run_edgeq(path, given.threads, given.repetitions, given.depth, given.batch))
+            loads.append(run_loads(given.threads, given.repetitions))
             add(theirs, run_peer(peer, path, given.threads, given.repetitions, given.depth))
+        limit = statistics.median(loads) / read_for_a_token(path)
         for name, samples in ours.items():
-            print(row(path.stem, name, samples, theirs.get(name)), flush=True)
+            bound = limit if name == f"tg{ANSWER}" else None
+            print(row(path.stem, name, samples, theirs.get(name), bound), flush=True)
 
 
-def row(model: str, test: str, ours: list[float], theirs: list[float] | None) -> str:
+def row(model: str, test: str, ours: list[float], theirs: list[float] | None, limit: float | None) -> str:
     """A line of the table."""
     a = statistics.median(ours)
-    if theirs is None:
-        return f"| {model} | {test} | {a:.0f} | | |"
-    b = statistics.median(theirs)
-    return f"| {model} | {test} | {a:.0f} | {b:.0f} | {a / b:.2f} |"
+    cells = [model, test, f"{a:.0f}", "", "", "" if limit is None else f"{limit:.0f}", ""]
+    if theirs is not None:
+        b = statistics.median(theirs)
+        cells[3:5] = f"{b:.0f}", f"{a / b:.2f}"
+        cells[6] = "" if limit is None else f"{limit / b:.2f}"
+    return f"| {' | '.join(cells)} |"
+
+
+def read_for_a_token(path: Path) -> int:
+    """Bytes of the weights that every token needs: all but a table of embeddings that is nothing else."""
+    tensors = files.read(path)[1]
+    apart = {"token_embd.weight"} if "output.weight" in tensors else set()
+    return sum(t.nbytes for name, t in tensors.items() if name not in apart)
 
 
 def add(samples: Samples, more: Samples) -> None:
@@ -159,6 +175,13 @@ def run_edgeq(
     ]
     command += ["-d", ",".join(map(str, depths)), "-b", ",".join(map(str, batches)), "--json"]
     return {test["test"]: test["samples_ts"] for test in json.loads(output(sys.executable, *command))}
+
+
+def run_loads(threads: int, repetitions: int) -> float:
+    """Bytes a second that are loaded from memory, the most of some repetitions."""
+    command = "-m", "edgeq", "bench", "--kernels", "--formats", "q8_0"
+    found = output(sys.executable, *command, "-t", threads, "-r", repetitions, "--json")
+    return 1e9 * json.loads(found)[0]["read_gbs"]
 
 
 def run_peer(python: Path, path: Path, threads: int, repetitions: int, depths: Sequence[int]) -> Samples:
