@@ -1,7 +1,8 @@
 """y = x Wᵀ for many tokens on the matrix unit: weights and activations rounded to bfloat16.
 
 Weights are unpacked to tiles once for all tokens, so that every format is equally fast, and nothing but the
-two roundings, of 2⁻⁹ at most, is lost: less than by 8-bit activations.
+two roundings, of 2⁻⁹ at most, is lost: less than by 8-bit activations. Weights that are floats are references
+for others: they, and what they meet, are sums of two bfloat16, which lose 2⁻¹⁶.
 """
 
 import numpy as np
@@ -120,3 +121,75 @@ def many(state, w, runs, table, zero, x, rounded, out, column):
     pool.run(state, rounded.shape[0], pool.job(round_tokens, (x, rounded)))
     units = unit_count(state, w, (w.shape[0] + 1) // 2)
     pool.run(state, units, pool.job(rows_unit, (units, w, runs, table, zero, rounded, out, column)))
+
+
+@njit(nogil=True)
+def split_tokens(unit, x, split):
+    """Split the tokens of a tile; x f32 (n, cols); split int16 (tiles, 2, runs, 16, 32): high halves, low
+    ones.
+    """
+    cols, low = x.shape[1], split.shape[2] * TILE
+    pad = np.zeros(COLS, np.float32)
+    for t in range(ROWS * unit, min(ROWS * unit + ROWS, x.shape[0])):
+        to, at = unit * 2 * low + t % ROWS * COLS, t * cols
+        for run in range(cols // COLS):
+            here = to + run * TILE
+            amx.split_row(split, here, here + low, simd.load(x, at), simd.load(x, at + 16))
+            at += COLS
+        if cols % COLS:
+            for i in range(cols % COLS):
+                pad[i] = x[t, cols - cols % COLS + i]
+            here = to + low - TILE
+            amx.split_row(split, here, here + low, simd.load(pad, 0), simd.load(pad, 16))
+
+
+@njit(nogil=True)
+def floats_as_tiles(w, group, first, stop, weights, to, low):
+    """Write the runs first .. stop - 1 of a group of rows to weights, from `to` on, low halves `low` further;
+    w floats (groups, cols, 16).
+    """
+    cols, zero = w.shape[1], simd.splat(np.float32(0))
+    for k in range(COLS * first, COLS * stop, 2):
+        at = (group * cols + k) * 16
+        a = simd.load(w, at) if k < cols else zero
+        b = simd.load(w, at + 16) if k + 1 < cols else zero
+        amx.split_pair(weights, to, to + low, a, b)
+        to += COLS
+
+
+@njit(nogil=True)
+def float_rows_unit(unit, units, w, split, out, column):
+    """The rows of a unit, for all tokens."""
+    groups, runs, width = w.shape[0], split.shape[2], out.shape[1]
+    step = min(runs, RUNS)  # runs that are split together
+    apart, w_low, x_low = step * TILE, 2 * step * TILE, runs * TILE
+    weights = amx.room(2 * w_low)
+    first, stop = share(unit, units, (groups + 1) // 2)
+    amx.configure(amx.CONFIG)
+    for pair in range(first, stop):
+        other = min(2 * pair + 1, groups - 1) - 2 * pair  # 0 when there is no second group
+        for r0 in range(0, runs, step):
+            r1 = min(runs, r0 + step)
+            for j in range(other + 1):
+                floats_as_tiles(w, 2 * pair + j, r0, r1, weights, j * apart, w_low)
+            for t in range(0, split.shape[0], 2):
+                place = ROWS * t * width + column + PAIR * pair
+                if r0:
+                    amx.resume(out, place, width, ROWS * other)
+                else:
+                    amx.start()
+                x = 2 * t * x_low + r0 * TILE
+                second = x + 2 * x_low
+                amx.multiply_split(split, x, second, x_low, weights, 0, other * apart, w_low, r1 - r0)
+                amx.finish(out, place, width, ROWS * other)
+    amx.release()
+
+
+@kernel()
+def many_float(state, w, x, split, out, column):
+    """out[:n, column:] = x Wᵀ for n tokens; w floats (groups, cols, 16), x f32 (n, cols); split: room for
+    int16 (tiles, 2, runs, 16, 32), and out f32 has as many rows, of an even number of tiles.
+    """
+    pool.run(state, split.shape[0], pool.job(split_tokens, (x, split)))
+    units = unit_count(state, w, (w.shape[0] + 1) // 2)
+    pool.run(state, units, pool.job(float_rows_unit, (units, w, split, out, column)))

@@ -53,6 +53,8 @@ class Product:
         if lanes.is_float:
             self.one = matmul.one_float.entry(state, self.w, x, out, 0)
             self.many = self.coarse = matmul.many_float.entry(state, self.w, x, out, 0)
+            if simd.PATH.amx:
+                self.coarse = matmul_amx.many_float.entry(state, self.w, x, self.tiles(0), out, 0)
             return
         names = lanes.data.dtype.names
         self.record_runs = lanes.data.dtype[next(p for p in PLANE_BYTES if p in names)].shape[0]
@@ -72,8 +74,9 @@ class Product:
             self.coarse = matmul.many.entry(*fixed, *self.scratch(1, np.int8), out, 0)
 
     def tiles(self, n: int) -> np.ndarray:
-        """Room for n tokens, whole tiles, as the matrix unit takes them."""
-        return scratch.empty((n // amx.ROWS, self.runs, amx.ROWS, RUN // 2)).view(np.int16)
+        """Room for n tokens, whole tiles, as the matrix unit takes them; in halves where they are split."""
+        parts = (2, -(-self.cols // amx.COLS)) if self.is_float else (self.runs,)
+        return scratch.empty((n // amx.ROWS, *parts, amx.ROWS, amx.COLS // 2)).view(np.int16)
 
     def scratch(self, n: int, codes: type) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Room for the codes, scales and sums of n quantized tokens, one or whole tiles."""
@@ -87,6 +90,9 @@ class Product:
     def __call__(self, x: np.ndarray, out: np.ndarray, column: int) -> None:
         """x f32 (n, cols); out f32 (n rounded up to a tile, width or more), from `column` on."""
         if self.is_float:
+            if simd.PATH.amx and len(x) >= FINE_TOKENS:
+                self.coarse(pool.state(), self.w, x, self.tiles(len(out)), out, column)
+                return
             if len(out) != len(x):
                 padded = scratch.empty((len(out), self.cols))
                 elementwise.add(pool.state(), x, np.zeros((1, self.cols), np.float32), padded[: len(x)])
