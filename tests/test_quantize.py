@@ -95,6 +95,20 @@ def test_bytes_are_those_of_gguf_py(model, tmp_path):
             assert tensor.data.tobytes() == theirs.tobytes()
 
 
+def test_what_stands_in_for_a_searched_type_is_searched(tmp_path):
+    """q4_0 in a file that is called q2_k; in one that is called q4_0 it is llama.cpp's."""
+    name, w = "blk.0.ffn_up.weight", np.random.default_rng(0).normal(0, 0.05, (32, 288)).astype(np.float16)
+    path = save(tmp_path / "model.gguf", {"general.architecture": "llama", "llama.block_count": 1}, {name: w})
+    made = {}
+    for label in ("q2_k", "q4_0"):
+        [file] = edgeq.quantize(path, tmp_path / f"{label}.gguf", label)
+        made[label] = files.read(file)[1][name]
+        assert made[label].format == "q4_0"
+    np.testing.assert_array_equal(made["q4_0"].data, formats.quantize("q4_0", w).data)
+    searched, rounded = (np.square(formats.dequantize(t) - w).sum() for t in made.values())
+    assert searched < 0.97 * rounded
+
+
 def test_the_bytes_do_not_depend_on_threads_and_panels(model, tmp_path, monkeypatch):
     from edgeq.convert import stream
 

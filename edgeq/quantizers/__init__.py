@@ -126,6 +126,8 @@ def plan(
                 f"{format}. Start from the original, or allow it (--allow-requantize)"
             )
         important = None if weights is None or format == tensor.format else _importance(weights, tensor)
+        if important is None and name in mix.MIXES and _stands_in(format, mix.MIXES[name].base):
+            important = np.ones((math.prod(tensor.shape[:-2]), tensor.cols), np.float32)
         recodings.append(Recoding(tensor, format, source.rows.get(key), important))
     return Plan(source.path, _metadata(source, name, types, weights), recodings)
 
@@ -155,6 +157,14 @@ def _encoder(plan: Plan) -> Encode:
     if all(formats.get(r.format).BLOCK == 1 or r.format == r.tensor.format for r in plan.recodings):
         return formats.quantize
     return importlib.import_module("edgeq.kernels.encode").quantize
+
+
+def _stands_in(format: str, base: str) -> bool:
+    """Whether a format of few levels that rounds stands in for one whose scales are searched: then its scales
+    are, too, with all columns alike. From five bits on, rounding leaves too little to pay for the search.
+    """
+    space, wanted = (getattr(formats.get(name), "SPACE", None) for name in (format, base))
+    return bool(space and wanted and space.rounding and not wanted.rounding and len(space.levels) <= 16)
 
 
 def _importance(weights: Imatrix, tensor: Tensor) -> np.ndarray | None:
