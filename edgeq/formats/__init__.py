@@ -69,7 +69,7 @@ def unpack(tensor: Tensor, start: int = 0, stop: int | None = None) -> tuple[np.
     width = row_bytes(tensor.format, tensor.cols)
     blocks = tensor.data[start * width : stop * width].reshape(-1, module.BYTES)
     codes, grid = module.unpack(blocks, **{k: v[start:stop] for k, v in tensor.parts.items()})
-    return codes.reshape(stop - start, tensor.cols), _of_rows(grid, stop - start)
+    return codes.reshape(stop - start, tensor.cols), of_rows(grid, stop - start)
 
 
 def pack(name: str, codes: np.ndarray, grid: Grid | None) -> Tensor:
@@ -77,7 +77,7 @@ def pack(name: str, codes: np.ndarray, grid: Grid | None) -> Tensor:
     module, (rows, cols) = get(name), codes.shape
     row_bytes(name, cols)
     apart = module.parts(grid) if parts(module) else {}
-    blocks = module.pack(codes.reshape(-1, module.BLOCK), _of_rows(grid, codes.size // _width(module, cols)))
+    blocks = module.pack(codes.reshape(-1, module.BLOCK), of_rows(grid, codes.size // _width(module, cols)))
     if blocks.shape[1] != module.BYTES:
         raise ValueError(
             f"the grid is not as {name} stores it: its blocks would have {blocks.shape[1]} bytes"
@@ -95,7 +95,7 @@ def fit(name: str, w: np.ndarray, importance: np.ndarray | None = None, **option
     row_bytes(name, cols)
     if importance is not None:
         importance = np.broadcast_to(importance, w.shape).reshape(-1, _width(module, cols))
-    return _of_rows(module.fit(w.reshape(-1, _width(module, cols)), importance, **options), rows)
+    return of_rows(module.fit(w.reshape(-1, _width(module, cols)), importance, **options), rows)
 
 
 def _width(module: ModuleType, cols: int) -> int:
@@ -103,7 +103,7 @@ def _width(module: ModuleType, cols: int) -> int:
     return cols if parts(module) else module.BLOCK
 
 
-def _of_rows(grid: Grid | None, rows: int) -> Grid | None:
+def of_rows(grid: Grid | None, rows: int) -> Grid | None:
     """The grid with its arrays (rows, …), be they blocks or rows."""
     if grid is None:
         return None

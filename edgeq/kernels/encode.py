@@ -12,7 +12,8 @@ from ..grid import Grid, expand
 from ..tensor import Tensor
 from . import simd
 from .jit import kernel
-from .search import fit, table
+from .search import fit as search_fit
+from .search import table
 from .simd import LANES
 
 FARTHEST, MINMAX, ABSMAX = range(3)
@@ -39,8 +40,18 @@ def choose(
         scale, offset = np.empty((2, len(blocks), 1), np.float32)
         round_blocks(blocks, HOW[space.rounding], table(space.levels), codes, scale[:, 0], offset[:, 0])
         return codes, Grid(space.levels, scale.astype("<f2"), offset.astype("<f2") if space.offset else None)
-    grid = fit(w, importance, space, module.BLOCK)
+    grid = search_fit(w, importance, space, module.BLOCK)
     return encode(blocks, grid), grid
+
+
+def fit(module: ModuleType, w: np.ndarray, importance: np.ndarray | None) -> Grid:
+    """`formats.fit` of rows w (rows, cols), importance (cols,), for a format with a SPACE."""
+    w, space = formats.checked(module, floats(w)), module.SPACE
+    if importance is None and space.rounding:
+        grid = space.rounding(w.reshape(-1, module.BLOCK), space.levels)[1]
+    else:
+        grid = search_fit(w, importance, space, module.BLOCK)
+    return formats.of_rows(grid, len(w))
 
 
 def encode(w: np.ndarray, grid: Grid) -> np.ndarray:

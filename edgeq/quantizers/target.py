@@ -1,0 +1,97 @@
+"""Target: the grids that an algorithm is to put weights on, of a GGUF type or of integers with groups.
+
+An algorithm chooses codes, and perhaps changes weights before a group of them gets its grid. Which grids
+there are, and how one is fit to weights, is the format's business.
+"""
+
+import importlib
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .. import formats
+from ..grid import Grid, expand, inverse, nearest
+
+Fit = Callable[[np.ndarray, np.ndarray | None], Grid]
+
+
+class Target(NamedTuple):
+    """A family of grids.
+
+    Attributes
+    ----------
+    format : in whose files they are stored.
+    width : columns of a row whose grid is fit at once.
+    fit : (w float32 (rows, n * width), importance (n * width,) or None) -> Grid, as the file can store it.
+    """
+
+    format: str
+    width: int
+    fit: Fit
+
+
+def target(format: str, cols: int, *, compiled: bool = True, **options: Any) -> Target:
+    """The grids of a format for a matrix of so many columns.
+
+    compiled : with Numba's kernels, where there are any; the grids are the same.
+    options : those of the format's own `fit`, such as ``per`` and ``symmetric`` of the integers.
+    """
+    module = formats.get(format)
+    formats.row_bytes(format, cols)
+    if module.BLOCK == 1 and not formats.parts(module):
+        raise ValueError(f"{format} has no grid that weights could be put on")
+    if formats.parts(module):
+        per = options.get("per", "row")
+        if cols % (width := cols if isinstance(per, str) else per):
+            raise ValueError(f"{cols} columns are no whole groups of {width}")
+        return Target(format, width, partial(_fit_apart, module.fit, options))
+    if compiled and hasattr(module, "SPACE") and not options:
+        kernel = importlib.import_module("edgeq.kernels.encode").fit
+        return Target(format, module.BLOCK, partial(kernel, module))
+    return Target(format, module.BLOCK, partial(_fit, format, options))
+
+
+def _fit(format: str, options: dict, w: np.ndarray, importance: np.ndarray | None) -> Grid:
+    grid = formats.fit(format, w, importance, **options)
+    assert grid is not None
+    return grid
+
+
+def _fit_apart(fit: Callable, options: dict, w: np.ndarray, importance: np.ndarray | None) -> Grid:
+    return fit(w, None if importance is None else np.broadcast_to(importance, w.shape), **options)
+
+
+class Columns:
+    """A grid, column by column.
+
+    grid : of (rows, groups), for so many columns.
+    """
+
+    def __init__(self, grid: Grid, cols: int) -> None:
+        scale = expand(grid.scale, grid.scale_steps).T
+        self.levels, self.group = grid.levels.astype(np.float32), cols // len(scale)
+        self.scale, self.over = np.ascontiguousarray(scale), inverse(np.ascontiguousarray(scale))
+        self.offset = None
+        if grid.offset is not None:
+            self.offset = np.ascontiguousarray(expand(grid.offset, grid.offset_steps).T)
+
+    def round(self, column: int, w: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Codes uint8 of weights float32 (rows,) in that column, and the float32 that each stands for."""
+        g = column // self.group
+        x = w if self.offset is None else w - self.offset[g]
+        codes = nearest(x * self.over[g], self.levels)
+        values = self.levels[codes] * self.scale[g]
+        return codes, values if self.offset is None else values + self.offset[g]
+
+
+def join(grids: list[Grid]) -> Grid:
+    """The grid of columns side by side."""
+    first = grids[0]._asdict()
+    arrays = {
+        key: np.concatenate([getattr(g, key) for g in grids], axis=1)
+        for key, value in first.items()
+        if key != "levels" and value is not None
+    }
+    return grids[0]._replace(**arrays)
