@@ -2,20 +2,27 @@
 
 A linear is whatever can be called. To see its inputs is to put something in its place for a while that looks
 at them and passes them on.
+
+`measure` reads chunk after chunk through the whole model. `walk` takes all chunks through one layer before
+the next: what becomes of its weights on the way is what the layers behind it see, and the statistics and
+float weights of one layer are in memory.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
+from . import arch, formats, kernels
 from .arch import Model
-from .arch.weights import Progress
+from .arch.weights import Progress, Weights
 from .errors import EdgeqError
 from .evaluate.perplexity import Reader
 from .evaluate.protocol import cut
 from .files.imatrix import CHUNK, Imatrix, Squares
+from .tensor import Tensor
 
 
 def imatrix(
@@ -126,3 +133,144 @@ def replaced(model: Model, replace: Callable[[Any], Callable[[np.ndarray], np.nd
     finally:
         for owner, name, linear in places:
             setattr(owner, name, linear)
+
+
+class Held:
+    """A linear in float32, whose weights are in memory from `hold` to `let_go`.
+
+    weight : float32 (rows, cols), the rows of all tensors; whoever changes it changes the layer.
+    """
+
+    names: tuple[str, ...]  # of the tensors, set by who makes it
+    weight: np.ndarray
+
+    def __init__(self, tensors: Sequence[Tensor], bias: np.ndarray | None = None, **unused: Any) -> None:
+        self.tensors, self.bias = tensors, bias
+
+    def hold(self) -> None:
+        """Decode the weights."""
+        self.weight = np.concatenate([formats.dequantize(t) for t in self.tensors])
+
+    def let_go(self) -> None:
+        """Forget them."""
+        del self.weight
+
+    def parts(self) -> Iterator[tuple[str, np.ndarray]]:
+        """Name and weights of each tensor, which are views of `weight`."""
+        ends = np.cumsum([t.rows for t in self.tensors])[:-1]
+        return zip(self.names, np.split(self.weight, ends), strict=True)
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        y = x @ self.weight.T
+        return y if self.bias is None else y + self.bias
+
+
+class Inputs:
+    """What is known of a linear's inputs X.
+
+    Attributes
+    ----------
+    hessian : float64 (cols, cols), XXᵀ.
+    magnitudes : float64 (cols,), Σ |x|.
+    count : inputs.
+    """
+
+    def __init__(self, cols: int) -> None:
+        self.hessian, self.magnitudes, self.count = np.zeros((cols, cols)), np.zeros(cols), 0
+
+    def look(self, x: np.ndarray) -> None:
+        """Add inputs x float32 (n, cols)."""
+        self.hessian += x.T @ x
+        self.magnitudes += np.abs(x).sum(axis=0)
+        self.count += len(x)
+
+
+def held(
+    meta: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
+    path: object = "model",
+    *,
+    backend: str = "numba",
+    threads: int | None = None,
+) -> Model:
+    """The model of a file for `walk`: its linears are `Held`, all else is the backend's."""
+    module, meta, tensors = arch.identify(meta, tensors, path)
+    ops = kernels.backend(backend)
+    with_held: Any = SimpleNamespace(**{**vars(ops), "linear": Held})
+    network = module.network(meta, Weights(tensors, with_held, path))
+    ops.ready(None)
+    return Model(network, backend, threads or kernels.cores(), kernels.cache_types(backend, None, None))
+
+
+def walk(
+    model: Model, windows: np.ndarray, *, sequential: bool = True, progress: Progress | None = None
+) -> Iterator[tuple[Held, Inputs]]:
+    """Give each linear of each layer, in the order in which they compute, and what is known of its inputs.
+
+    Parameters
+    ----------
+    model : from `held`.
+    windows : int (chunks, ctx), the text.
+    sequential : look at the inputs of a linear after the one before it was given, and perhaps changed.
+        Otherwise those of a layer all see what its own weights were at first, in half the time.
+    progress : called with ("layers", those that are done, all of them).
+    """
+    network, cache = model.network, model.new_cache(windows.shape[1])
+    states = [network.embed(window) for window in windows]
+    for done, layer in enumerate(network.layers):
+        if progress:
+            progress("layers", done, len(network.layers))
+        linears = [value for value in vars(layer).values() if isinstance(value, Held)]
+        for linear in linears:
+            linear.hold()
+        for group in [[linear] for linear in linears] if sequential else [linears]:
+            yield from zip(group, _seen(model, layer, group, windows, states, cache), strict=True)
+        with arch.turn(model.ops, model.threads):
+            for i, _ in _each(windows, cache):
+                states[i] = np.array(layer(states[i], [cache]))
+        for linear in linears:
+            linear.let_go()
+    if progress:
+        progress("layers", len(network.layers), len(network.layers))
+
+
+class _Enough(Exception):
+    """What a layer is wanted for has happened."""
+
+
+def _seen(
+    model: Model, layer: Any, linears: list[Held], windows: np.ndarray, states: list[np.ndarray], cache: Any
+) -> list[Inputs]:
+    """What some linears of a layer are given, in the order in which they compute."""
+    found = {id(linear): Inputs(linear.tensors[0].cols) for linear in linears}
+    places = {name: value for name, value in vars(layer).items() if id(value) in found}
+
+    def watch(linear: Held) -> Callable[[np.ndarray], np.ndarray]:
+        def look(x: np.ndarray) -> np.ndarray:
+            found[id(linear)].look(x)
+            if linear is linears[-1]:
+                raise _Enough
+            return linear(x)
+
+        return look
+
+    try:
+        vars(layer).update({name: watch(linear) for name, linear in places.items()})
+        with arch.turn(model.ops, model.threads):
+            for i, _ in _each(windows, cache):
+                with suppress(_Enough):
+                    layer(states[i], [cache])
+    finally:
+        vars(layer).update(places)
+    for linear in linears:
+        if not np.isfinite(found[id(linear)].hessian).all():
+            raise EdgeqError(f"the inputs of {linear.names[0]} are not finite numbers")
+    return [found[id(linear)] for linear in linears]
+
+
+def _each(windows: np.ndarray, cache: Any) -> Iterator[tuple[int, np.ndarray]]:
+    """Each chunk and its number, with its tokens in the cache."""
+    for i, window in enumerate(windows):
+        cache.truncate(0)
+        cache.tokens.extend(window.tolist())
+        yield i, window

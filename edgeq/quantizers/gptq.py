@@ -34,6 +34,7 @@ from ..grid import Grid
 from .objective import damped, undecided
 from .target import Columns, Target, join
 
+SMALL = 64  # matrices that are inverted in one piece
 ERROR_BITS, FEEDBACK_BITS = 23, 24  # after the point; with what lies before it, products sum exactly in 53
 
 
@@ -104,7 +105,18 @@ def inverse_root(h: np.ndarray, damp: float) -> np.ndarray:
         r = np.linalg.cholesky(h[::-1, ::-1])[::-1, ::-1]
     except np.linalg.LinAlgError as e:
         raise undecided(damp) from e
-    return np.triu(np.linalg.inv(r))
+    return _inverse(np.ascontiguousarray(r))
+
+
+def _inverse(r: np.ndarray) -> np.ndarray:
+    """Inverse of an upper triangular matrix, by halves, most of it matrix products."""
+    if len(r) <= SMALL:
+        return np.triu(np.linalg.inv(r))
+    half = len(r) // 2
+    out = np.zeros_like(r)
+    out[:half, :half], out[half:, half:] = _inverse(r[:half, :half]), _inverse(r[half:, half:])
+    out[:half, half:] = -out[:half, :half] @ (r[:half, half:] @ out[half:, half:])
+    return out
 
 
 def _sequence(importance: np.ndarray, order: str | None, width: int) -> np.ndarray:

@@ -1,0 +1,231 @@
+"""Algorithms on a whole model: layer by layer, each seeing what became of those before it.
+
+A method makes a plan of a plan: it has the same names and formats, and matrices that are encoded already
+(gptq, hqq), or changed before they will be (awq). So methods follow each other: awq+gptq.
+"""
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from .. import calibrate, formats, tokenizer
+from ..calibrate import Held, Inputs
+from ..evaluate.protocol import cut
+from ..tensor import Tensor
+from .awq import clip, search_scale
+from .gptq import gptq as gptq_of_layer
+from .hqq import Solver, hqq_onto
+from .target import target
+
+if TYPE_CHECKING:
+    from . import Plan
+
+Progress = Callable[[str, int, int], None]
+METHODS = ("gptq", "hqq", "awq")
+
+# Who makes the inputs of a matrix: a norm by its gains, another matrix by its rows.
+MAKERS = {"attn_q": "attn_norm", "ffn_gate": "ffn_norm", "attn_output": "attn_v", "ffn_down": "ffn_up"}
+CLIPPED = ("attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")  # q and k meet in a product
+
+
+class Calibration(NamedTuple):
+    """A text, and how it is read.
+
+    Attributes
+    ----------
+    text : None where no method needs one.
+    chunks, ctx : how many pieces of it, and their tokens.
+    sequential : see `calibrate.walk`.
+    backend, threads : that compute.
+    """
+
+    text: str | None = None
+    chunks: int = 128
+    ctx: int = 512
+    sequential: bool = True
+    backend: str = "numba"
+    threads: int | None = None
+
+
+def apply(
+    method: str, plan: "Plan", calibration: Calibration, progress: Progress | None = None, **options: Any
+) -> "Plan":
+    """The plan after a method, or after several, ``"awq+gptq"``; each takes those options that it has."""
+    names = method.lower().split("+")
+    known = {name: _options(name) for name in names}
+    unknown = set(options) - {key for keys in known.values() for key in keys}
+    if unknown:
+        has = ", ".join(sorted(key for keys in known.values() for key in keys))
+        raise ValueError(f"{method} has no option {', '.join(sorted(unknown))}; it has {has}")
+    for name in names:
+        own = {key: value for key, value in options.items() if key in known[name]}
+        plan = globals()[name](plan, calibration, progress, **own)
+    return plan
+
+
+def _options(name: str) -> dict[str, inspect.Parameter]:
+    """The keyword arguments of a method."""
+    if name not in METHODS:
+        raise ValueError(f"unknown method {name!r}; edgeq has {', '.join(METHODS)}")
+    parameters = inspect.signature(globals()[name]).parameters
+    return {key: p for key, p in parameters.items() if p.kind is p.KEYWORD_ONLY}
+
+
+def gptq(
+    plan: "Plan",
+    calibration: Calibration,
+    progress: Progress | None = None,
+    *,
+    damp: float = 0.01,
+    order: str | None = None,
+    static: bool = False,
+) -> "Plan":
+    """All matrices of the layers as `gptq.gptq` encodes them, which has the options."""
+    wanted, made = _wanted(plan), {}
+    for linear, inputs in _walk(plan, calibration, progress):
+        matrices = {name: w for name, w in linear.parts() if name in wanted}
+        for format in dict.fromkeys(wanted[name] for name in matrices):
+            names = [name for name in matrices if wanted[name] == format]
+            w = np.concatenate([matrices[name] for name in names])
+            to = target(format, w.shape[1])
+            codes, grid = gptq_of_layer(w, inputs.hessian, to, damp=damp, order=order, static=static)
+            whole, start = formats.pack(format, codes, grid), 0
+            for name in names:
+                rows = np.arange(start, start := start + len(matrices[name]))
+                made[name] = formats.take(whole, rows)._replace(name=name)
+                matrices[name][:] = formats.dequantize(made[name])
+    return _with(plan, made)
+
+
+def hqq(
+    plan: "Plan",
+    calibration: Calibration,
+    progress: Progress | None = None,
+    *,
+    p: float = 0.7,
+    beta: float = 10.0,
+    kappa: float = 1.01,
+    rounds: int = 20,
+) -> "Plan":
+    """All matrices of formats with offsets as `hqq.hqq_onto` encodes them; the others as ever."""
+    wanted, made = _wanted(plan), {}
+    todo = {k: f for k, f in wanted.items() if (s := getattr(formats.get(f), "SPACE", None)) and s.offset}
+    for done, (name, w) in enumerate(_weights(plan, todo)):
+        codes, grid = hqq_onto(todo[name], w, solver=Solver(p, beta, kappa, rounds))
+        made[name] = formats.pack(todo[name], codes, grid)._replace(name=name)
+        if progress:
+            progress("matrices", done + 1, len(todo))
+    return _with(plan, made)
+
+
+def awq(
+    plan: "Plan", calibration: Calibration, progress: Progress | None = None, *, clipping: bool = True
+) -> "Plan":
+    """All layers with the scales and clips that `awq.search_scale` and `awq.clip` find, not yet encoded."""
+    wanted, made = _wanted(plan), {}
+    present = _arranged(plan)
+
+    def weights(name: str) -> np.ndarray:
+        """float32, as they are up to now."""
+        if name not in made:
+            made[name] = formats.dequantize(present[name]).reshape(present[name].shape)
+        return made[name]
+
+    for linear, inputs in _walk(plan, calibration._replace(sequential=False), progress):
+        names = [name for name in linear.names if name in wanted]
+        layer, kind = linear.names[0].rsplit(".", 2)[:2]
+        if not names:
+            continue
+        maker = f"{layer}.{MAKERS[kind]}"
+        for name in linear.names:
+            weights(name)
+        cols = linear.weight.shape[1]
+        source = np.arange(cols)
+        rows = present[f"{maker}.weight"].rows
+        if rows not in (1, cols):
+            source = _heads(plan, cols, rows)
+        to = target(wanted[names[0]], cols)
+        found = search_scale(
+            [weights(name) for name in names], inputs.hessian, inputs.magnitudes / inputs.count, to, source
+        )
+        for name in linear.names:
+            made[name] *= found.scale
+        made_by = np.ones(max(source) + 1, np.float32)
+        made_by[source] = found.scale
+        for name in (f"{maker}.weight", f"{maker}.bias"):
+            if name in present:
+                w = weights(name)
+                made[name] = w / (made_by[:, None] if w.ndim == 2 else made_by)
+        if clipping:
+            h = inputs.hessian / np.outer(found.scale, found.scale)
+            for name in names:
+                if name.rsplit(".", 2)[1] in CLIPPED:
+                    made[name] = clip(made[name], h, target(wanted[name], cols))
+    return _with(plan, {name: _as(present[name], w) for name, w in made.items()})
+
+
+def _heads(plan: "Plan", cols: int, rows: int) -> np.ndarray:
+    """Which row of attn_v makes each input of attn_output: int (cols,), heads of queries that follow each
+    other share one of values.
+    """
+    architecture = plan.meta["general.architecture"]
+    heads = int(np.max(plan.meta[f"{architecture}.attention.head_count"]))
+    size = cols // heads
+    head, within = np.divmod(np.arange(cols), size)
+    return head // (cols // rows) * size + within
+
+
+def _as(tensor: Tensor, w: np.ndarray) -> Tensor:
+    """A tensor of the same name with other weights, float16 if it was."""
+    kind = np.float16 if tensor.format == "f16" else np.float32
+    data = np.ascontiguousarray(w, kind).reshape(-1).view(np.uint8)
+    return Tensor(tensor.name, "f16" if kind is np.float16 else "f32", tensor.shape, data)
+
+
+def _wanted(plan: "Plan") -> dict[str, str]:
+    """Format of each matrix of a layer that is to be encoded."""
+    return {
+        r.tensor.name: r.format
+        for r in plan.recodings
+        if r.tensor.name.startswith("blk.")
+        and r.format != r.tensor.format
+        and formats.get(r.format).BLOCK > 1
+        and len(r.tensor.shape) == 2
+    }
+
+
+def _arranged(plan: "Plan") -> dict[str, Tensor]:
+    """The tensors as GGUF wants their rows."""
+    return {
+        r.tensor.name: r.tensor if r.rows is None else formats.take(r.tensor, r.rows) for r in plan.recodings
+    }
+
+
+def _weights(plan: "Plan", names: Mapping[str, str]) -> Iterator[tuple[str, np.ndarray]]:
+    for r in plan.recodings:
+        if r.tensor.name in names:
+            tensor = r.tensor if r.rows is None else formats.take(r.tensor, r.rows)
+            yield r.tensor.name, formats.dequantize(tensor)
+
+
+def _walk(plan: "Plan", calibration: Calibration, progress: Progress | None) -> Iterator[tuple[Held, Inputs]]:
+    """`calibrate.walk` through the model of a plan."""
+    c, text = calibration, calibration.text
+    if text is None:
+        raise ValueError("this method looks at a text, and there is none: give it one (--calibration)")
+    _, windows = cut(text, tokenizer.load(plan.source), "llama.cpp", c.ctx, c.chunks)
+    meta = {key: v.item() if isinstance(v, np.generic) else v for key, v in plan.meta.items()}
+    model = calibrate.held(meta, _arranged(plan), plan.source, backend=c.backend, threads=c.threads)
+    yield from calibrate.walk(model, windows, sequential=c.sequential, progress=progress)
+
+
+def _with(plan: "Plan", made: Mapping[str, Tensor]) -> "Plan":
+    """The plan with other tensors, whose rows are in order."""
+    return plan._replace(
+        recodings=[
+            r._replace(tensor=made[r.tensor.name], rows=None) if r.tensor.name in made else r
+            for r in plan.recodings
+        ]
+    )
