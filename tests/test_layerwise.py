@@ -2,10 +2,11 @@
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from folders import GOLDEN, complete
 
 import edgeq
-from edgeq import arch, calibrate, files, formats, quantizers
+from edgeq import arch, calibrate, cli, files, formats, quantizers
 from edgeq.calibrate import held, replaced, walk
 from edgeq.quantizers import layerwise
 from edgeq.quantizers.gptq import gptq
@@ -173,3 +174,27 @@ def test_what_cannot_be_done(folder):
         layerwise.apply("awq", plan, QUICK, damp=1)
     with pytest.raises(ValueError, match="looks at a text"):
         layerwise.apply("gptq", plan, Calibration())
+
+
+@pytest.mark.parametrize("folder", ["llama"], indirect=True)
+def test_command(folder, tmp_path):
+    def run(*words):
+        words = ["quantize", folder, tmp_path / "out.gguf", "q4_1", *words]
+        return CliRunner().invoke(cli.edgeq, list(map(str, words)), catch_exceptions=False)
+
+    (tmp_path / "text.txt").write_text(TEXT)
+    given = ["--calibration", tmp_path / "text.txt", "--chunks", 6, "-c", 32]
+    done = run("--method", "gptq", *given, "--option", "damp=0.05", "--option", "order=groups")
+    assert (done.exit_code, done.stdout) == (0, f"{tmp_path / 'out.gguf'}\n")
+    _, tensors = files.read(tmp_path / "out.gguf")
+    again = Calibration(TEXT, 6, 32)
+    options = {"damp": 0.05, "order": "groups"}
+    edgeq.quantize(
+        folder, tmp_path / "b.gguf", "q4_1", method="gptq", method_options=options, calibration=again
+    )
+    for name, tensor in files.read(tmp_path / "b.gguf")[1].items():
+        np.testing.assert_array_equal(tensor.data, tensors[name].data)
+    assert run("--method", "gptq").exit_code == 2
+    assert run("--method", "gptq", *given, "--option", "dump=1").exit_code == 2
+    assert run("--method", "gptq", *given, "--option", "damp").exit_code == 2
+    assert run("--method", "magic").exit_code == 2

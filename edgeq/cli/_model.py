@@ -198,3 +198,11 @@ def note_timings(llm: "LLM") -> None:
         note(f"{what}: {n} tokens in {ms / 1000:.2f} s{rate}")
     if t.draft_n:
         note(f"prompt lookup: {t.draft_n_accepted} of {t.draft_n} guesses were right")
+
+
+def read_text(file: Path) -> str:
+    """A file's text, with its line ends as they are."""
+    try:
+        return file.read_bytes().decode()
+    except UnicodeDecodeError as error:
+        raise EdgeqError(f"{file} is not UTF-8: {error.reason} at byte {error.start}") from error

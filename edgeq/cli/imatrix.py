@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..errors import EdgeqError
 from ._console import note, orderly, progress
-from ._model import LOADING, MODEL, TEXT_FILE, open_model, option, pick, usage
+from ._model import LOADING, MODEL, TEXT_FILE, open_model, option, pick, read_text, usage
 
 if TYPE_CHECKING:
     from ..files.imatrix import Imatrix, Squares
@@ -71,7 +70,7 @@ def command(
                 raise click.UsageError("expected a text (-f), or files to add (--in-file)")
             done, wanted, merged = 0, 0, save({}, 0)
         else:
-            text = _read(file)
+            text = read_text(file)
             with ExitStack() as stack:
                 llm = stack.enter_context(open_model(model, **pick(given, OPENING), ctx=ctx))
                 report = stack.enter_context(progress())
@@ -95,11 +94,3 @@ def command(
     click.echo(out)
     if done < wanted:
         raise click.Abort
-
-
-def _read(file: Path) -> str:
-    """A file's text, with its line ends as they are."""
-    try:
-        return file.read_bytes().decode()
-    except UnicodeDecodeError as error:
-        raise EdgeqError(f"{file} is not UTF-8: {error.reason} at byte {error.start}") from error

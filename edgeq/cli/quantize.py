@@ -1,15 +1,17 @@
 """`edgeq quantize SRC DST TYPE`: a smaller file of a model."""
 
+import json
 import math
 import time
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from ._console import note, orderly, printable, progress, show, size, table
-from ._model import option, usage
+from ._model import TEXT_FILE, option, read_text, usage
 from ._output import SPLIT, THREADS
 
 if TYPE_CHECKING:
@@ -25,6 +27,19 @@ def _tensor_types(ctx: click.Context, param: click.Parameter, values: tuple[str,
             raise click.BadParameter(f"{value!r} is no expression with a type, such as attn_v=q8_0")
         types[pattern] = type.lower()
     return types
+
+
+def _method_options(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> dict[str, Any]:
+    """("damp=0.02", "static=true") -> {"damp": 0.02, "static": True}."""
+    options: dict[str, Any] = {}
+    for value in values:
+        name, equals, text = value.partition("=")
+        if not equals:
+            raise click.BadParameter(f"{value!r} is no option with a value, such as damp=0.02")
+        with suppress(ValueError):  # what is no JSON is a word
+            text = json.loads(text)
+        options[name] = text
+    return options
 
 
 def _lower(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
@@ -44,17 +59,38 @@ OPTIONS = (
 )  # fmt: skip
 
 
+METHOD = (
+    option("--method", metavar="NAME", callback=_lower,
+           help="Choose codes with gptq, hqq, awq, or several in turn: awq+gptq."),
+    option("--option", "method_options", multiple=True, metavar="NAME=VALUE", callback=_method_options,
+            help="Of the method, such as damp=0.02."),
+    option("--calibration", type=TEXT_FILE, help="Text that gptq and awq look at, in UTF-8."),
+    option("--chunks", type=click.IntRange(1), default=128, help="How many pieces of it."),
+    option("-c", "--ctx-size", "ctx", type=click.IntRange(8), default=512, help="Tokens of a piece."),
+)  # fmt: skip
+
+
 @click.command(
     params=[
         click.Argument(["names"], nargs=-1, metavar="SRC [DST] TYPE"),
         *OPTIONS,
+        *METHOD,
         option("--dry-run", is_flag=True, help="Only print what would be written."),
         SPLIT,
         THREADS,
     ]
 )
 def command(
-    names: tuple[str, ...], dry_run: bool, max_size: int | None, threads: int | None, **options: Any
+    names: tuple[str, ...],
+    dry_run: bool,
+    max_size: int | None,
+    threads: int | None,
+    method: str | None,
+    method_options: dict[str, Any],
+    calibration: Path | None,
+    chunks: int,
+    ctx: int,
+    **options: Any,
 ) -> None:
     """Write the model SRC to the GGUF file DST as TYPE.
 
@@ -74,6 +110,11 @@ def command(
     if dry_run:
         print_plan(plan)
         return
+    if method:
+        text = None if calibration is None else read_text(calibration)
+        look = quantizers.Calibration(text, chunks, ctx, threads=threads)
+        with usage(), progress() as report, orderly():
+            plan = quantizers.layerwise.apply(method, plan, look, report, **method_options)
     with progress() as report, orderly():
         paths = quantizers.write(plan, names[1], max_size=max_size, threads=threads, progress=report)
     note(f"{summary(plan)}, in {time.monotonic() - start:.1f} s")

@@ -1,6 +1,9 @@
 """Quantizing a model: a smaller file, with a type for each tensor that its mix names.
 
-mix     which type each tensor gets
+mix         which type each tensor gets
+layerwise   methods on a whole model, which choose codes or change weights with a text at hand
+gptq, obq, hqq, awq    the algorithms
+objective, target      what they make small, and the grids that they put weights on
 """
 
 import importlib
@@ -22,7 +25,8 @@ from ..files.imatrix import Imatrix
 from ..files.imatrix import read as read_imatrix
 from ..files.output import Entry
 from ..tensor import Tensor
-from . import mix
+from . import layerwise, mix
+from .layerwise import Calibration
 
 Progress = Callable[[str, int, int], None]
 
@@ -58,18 +62,24 @@ def quantize(
     dst: str | os.PathLike,
     type: str,
     *,
+    method: str | None = None,
+    method_options: Mapping[str, Any] | None = None,
+    calibration: Calibration | None = None,
     threads: int | None = None,
     max_size: int | None = None,
     progress: Progress | None = None,
     **options: Unpack[Options],
 ) -> list[Path]:
-    """Write a model as a GGUF file of another type, as llama-quantize does.
+    """Write a model as a GGUF file of another type, as llama-quantize does, or by an algorithm.
 
     Parameters
     ----------
     src : a Hugging Face folder, a GGUF file, or a name of the catalog.
     dst : the GGUF file; it appears whole or not at all.
     type : ``"q4_k_m"``, or another name in ``quantizers.mix.MIXES``; ``"copy"`` keeps all types.
+    method : "gptq", "hqq", "awq", or several in turn: "awq+gptq"; None chooses each code by itself.
+    method_options : keyword arguments of the method, see ``quantizers.layerwise``.
+    calibration : the text that gptq and awq look at.
     threads : threads that compute; None takes one for each core.
     max_size : most bytes of tensors in a file; a larger model takes several, NAME-00001-of-0000N.gguf.
     progress : called with (stage, done, total), in bytes.
@@ -85,6 +95,9 @@ def quantize(
     EdgeqError : when the source is quantized and nobody allowed that, or the disk is full.
     """
     made = plan(catalog.resolve(src, progress), type, **options)
+    if method:
+        look = (calibration or Calibration())._replace(threads=threads)
+        made = layerwise.apply(method, made, look, progress, **(method_options or {}))
     return write(made, dst, threads=threads, max_size=max_size, progress=progress)
 
 
