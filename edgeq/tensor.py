@@ -22,6 +22,8 @@ class Tensor(NamedTuple):
     data : uint8 (nbytes,), C-contiguous: the encoded rows one after the other.
     parts : further arrays of formats that keep them apart from the codes, e.g. ``{"scale": f32 (rows,)}`` for
     i8.
+    order : int32 (cols,), which column of the weight each stored column is, where groups that share a scale
+    are no neighbors in it; None where columns are in their own order.
     """
 
     name: str
@@ -29,6 +31,7 @@ class Tensor(NamedTuple):
     shape: tuple[int, ...]
     data: np.ndarray
     parts: Mapping[str, np.ndarray] = MappingProxyType({})
+    order: np.ndarray | None = None
 
     @property
     def rows(self) -> int:

@@ -18,7 +18,6 @@ import numpy as np
 
 from .. import files, formats
 from ..errors import FormatError
-from ..grid import decode
 from ..tensor import Tensor
 
 Encode = Callable[[str, np.ndarray, np.ndarray | None], Tensor]
@@ -116,8 +115,12 @@ def _recode(recoding: Recoding, start: int, stop: int, path: object, encode: Enc
     files.release(tensor.data[max(order.min() * width - mmap.PAGESIZE, 0) : (order.max() + 1) * width])
     if format == tensor.format:
         return part
-    codes, grid = formats.unpack(part)
-    w = codes if grid is None else decode(codes, grid)
+    # the values of a float format as they are, without a copy
+    w = (
+        formats.dequantize(part)
+        if formats.get(part.format).BLOCK > 1 or part.parts
+        else formats.unpack(part)[0]
+    )
     try:
         weights = None if importance is None else importance[start * len(importance) // tensor.rows]
         return encode(format, w, weights)

@@ -61,8 +61,8 @@ def row_bytes(name: str, cols: int) -> int:
 
 
 def unpack(tensor: Tensor, start: int = 0, stop: int | None = None) -> tuple[np.ndarray, Grid | None]:
-    """Codes (rows, cols) and grid of the rows start:stop of a tensor; a float format gives its values and
-    None.
+    """Codes (rows, cols) and grid of the rows start:stop of a tensor, columns as they are stored; a float
+    format gives its values and None.
     """
     module = get(tensor.format)
     stop = tensor.rows if stop is None else stop
@@ -113,7 +113,12 @@ def of_rows(grid: Grid | None, rows: int) -> Grid | None:
 
 def dequantize(tensor: Tensor, start: int = 0, stop: int | None = None) -> np.ndarray:
     """Weights of the rows start:stop as float32 (rows, cols)."""
-    return decode(*unpack(tensor, start, stop))
+    w = decode(*unpack(tensor, start, stop))
+    if tensor.order is None:
+        return w
+    ordered = np.empty_like(w)
+    ordered[:, tensor.order] = w
+    return ordered
 
 
 def take(tensor: Tensor, rows: np.ndarray) -> Tensor:

@@ -1,4 +1,4 @@
-"""RMS norm, SwiGLU, GeGLU and sums, compiled: what a row of numbers needs no other row for. Their
+"""RMS norm, SwiGLU, GeGLU, sums and orders, compiled: what a row of numbers needs no other row for. Their
 specification is in numpy_backend.py.
 """
 
@@ -110,3 +110,17 @@ def add_unit(unit, x, y, out):
 def add(state, x, y, out):
     """out = x + y; out (n, size), x with at least as many rows and columns, y (n, size) or (1, size)."""
     run(state, units(out), job(add_unit, (x, y, out)))
+
+
+@njit(nogil=True)
+def gather_unit(unit, x, order, out):
+    """`gather` of a unit's rows."""
+    for t in rows(unit, out):
+        for i in range(out.shape[1]):
+            out[t, i] = x[t, order[i]]
+
+
+@kernel("void(i8[::1], f4[:, ::1], i4[::1], f4[:, ::1])")
+def gather(state, x, order, out):
+    """out = x[:, order]; x and out f32 (n, size), order i32 (size,), all of it columns of x."""
+    run(state, units(out), job(gather_unit, (x, order, out)))

@@ -42,10 +42,13 @@ def is_ternary(lanes: Lanes) -> bool:
 
 
 class Product:
-    """x Wᵀ for one prepared matrix, written into columns of a wider output."""
+    """x Wᵀ for one prepared matrix, written into columns of a wider output; `order` says which column of W
+    each of its columns is, if they are not in their own order: then x is brought into it first.
+    """
 
-    def __init__(self, lanes: Lanes) -> None:
+    def __init__(self, lanes: Lanes, order: np.ndarray | None = None) -> None:
         self.rows, self.cols, self.is_float = lanes.rows, lanes.cols, lanes.is_float
+        self.order = None if order is None else np.ascontiguousarray(order, np.int32)
         self.w = kernel_view(lanes.data)
         self.width = len(self.w) * ROWS
         state = pool.state()
@@ -89,6 +92,10 @@ class Product:
 
     def __call__(self, x: np.ndarray, out: np.ndarray, column: int) -> None:
         """x f32 (n, cols); out f32 (n rounded up to a tile, width or more), from `column` on."""
+        if self.order is not None:
+            gathered = scratch.empty(x.shape)
+            elementwise.gather(pool.state(), x, self.order, gathered)
+            x = gathered
         if self.is_float:
             if simd.PATH.amx and len(x) >= FINE_TOKENS:
                 self.coarse(pool.state(), self.w, x, self.tiles(len(out)), out, column)
@@ -150,14 +157,27 @@ def linear(
     """
     stacks: list[list[Tensor]] = []
     for t in tensors:
-        if stacks and stacks[-1][-1].format == t.format and stacks[-1][-1].rows % ROWS == 0:
+        if stacks and alike(stacks[-1][-1], t) and stacks[-1][-1].rows % ROWS == 0:
             stacks[-1].append(t)
         else:
             stacks.append([t])
-    products = [Product(prepare(stack, release)) for stack in stacks]
+    products = [Product(prepare(stack, release), stack[0].order) for stack in stacks]
     for p in products:
         WANTED.update([p.one, p.many] if batches else [p.one])
+        if p.order is not None:
+            WANTED.add(elementwise.gather.fixed)
     return Linear(products, bias)
+
+
+def alike(a: Tensor, b: Tensor) -> bool:
+    """Whether rows of the two can be rows of one matrix."""
+    if a.format != b.format or a.parts.keys() != b.parts.keys():
+        return False
+    if any(a.parts[key].shape[1:] != b.parts[key].shape[1:] for key in a.parts):
+        return False
+    if a.order is None or b.order is None:
+        return a.order is b.order
+    return np.array_equal(a.order, b.order)
 
 
 def embedding(tensor: Tensor) -> Callable[[np.ndarray], np.ndarray]:
