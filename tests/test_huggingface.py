@@ -211,7 +211,7 @@ def test_link_in_circles(folder):
 
 
 def test_quantized(folder):
-    for quantization, method in (({"quant_method": "gptq"}, "'gptq'"), ({}, "None"), ("awq", "'awq'")):
+    for quantization, method in (({"quant_method": "vptq"}, "'vptq'"), ({}, "None"), ("quip", "'quip'")):
         for config in (
             {"quantization_config": quantization},
             {"text_config": {"quantization_config": quantization}},

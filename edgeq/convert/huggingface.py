@@ -5,6 +5,8 @@ import os
 from collections import Counter
 from functools import partial
 from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -12,9 +14,9 @@ from .. import arch, formats, kernels, uniform
 from ..arch import as_huggingface
 from ..arch.as_huggingface import Checkpoint
 from ..errors import EdgeqError
-from ..files import compressed_tensors, safetensors_writer
-from ..files.compressed_tensors import Scheme
+from ..files import awq, bitnet, compressed_tensors, eetq, gptq, hqq, safetensors_writer
 from ..files.output import Entry, Progress, whole
+from ..grid import Grid
 from ..grid import encode as grid_codes
 from ..tensor import Tensor
 from ..tokenizer import as_huggingface as tokenizer_files
@@ -22,8 +24,27 @@ from .source import Source, interleaved, open_source, order
 from .stream import Recoding, Stream, streams
 
 DTYPES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
-INTEGERS = {"int8": "i8", "int4": "i4", "int3": "i3", "int2": "i2"}
+INTEGERS = {"int8": "i8", "int4": "i4", "int3": "i3", "int2": "i2", "ternary": "ternary"}
+LAYOUTS = {module.METHOD: module for module in (compressed_tensors, awq, bitnet, eetq, gptq, hqq)}
 GROUP = 64  # columns that share a scale, with fewer than 8 bits
+
+
+class Target(NamedTuple):
+    """What linear layers become.
+
+    Attributes
+    ----------
+    layout : a module of LAYOUTS.
+    format : of integers.
+    symmetric, group : without zero points; columns that share a scale, None for all.
+    scheme : the layout's own words for these.
+    """
+
+    layout: ModuleType
+    format: str
+    symmetric: bool
+    group: int | None
+    scheme: Any
 
 
 def to_huggingface(
@@ -31,6 +52,7 @@ def to_huggingface(
     dst: str | os.PathLike,
     outtype: str = "auto",
     *,
+    layout: str | None = None,
     group: int | None = None,
     symmetric: bool = True,
     threads: int | None = None,
@@ -44,8 +66,10 @@ def to_huggingface(
     src : a GGUF file, or a folder of the kind that is written.
     dst : the folder, a new one; it appears whole or not at all.
     outtype : ``"f32"``, ``"f16"`` or ``"bf16"`` for all weights; ``"auto"`` keeps those that are of such a
-        type, and gives f16 to all others. ``"int8"``, ``"int4"``, ``"int3"`` or ``"int2"`` for linear layers
-        (not the output matrix), as compressed-tensors stores them, and all others as by auto.
+        type, and gives f16 to all others. ``"int8"``, ``"int4"``, ``"int3"``, ``"int2"`` or ``"ternary"`` for
+        linear layers (not the output matrix), and all others as by auto.
+    layout : whose layout integers are stored in, a name in LAYOUTS; None takes compressed-tensors, for
+        ternary bitnet. Given with auto, layers that are integers already stay just these.
     group : columns of an integer layer that share a scale; None takes whole rows with 8 bits, else 64.
     symmetric : integers without zero points.
     threads, max_size, progress : as in `quantizers.quantize`.
@@ -57,30 +81,80 @@ def to_huggingface(
     Raises
     ------
     FormatError : when the source is unsound, or of an architecture that edgeq does not run.
+    EdgeqError : when the layout does not hold such layers.
     """
     if outtype not in (*DTYPES, *INTEGERS, "auto"):
         raise ValueError(f"unknown type {outtype!r}; weights there are {', '.join((*DTYPES, *INTEGERS))}")
+    if layout is not None and (layout not in LAYOUTS or outtype in DTYPES):
+        raise ValueError(f"layout {layout!r}, expected one of {', '.join(LAYOUTS)}, and integers")
     if group is not None and group % 32:
         raise ValueError(f"groups of {group} columns, expected a multiple of 32")
-    scheme = None
+    source, to = open_source(src), None
     if outtype in INTEGERS:
-        bits = int(outtype.removeprefix("int"))
-        scheme = Scheme(bits, symmetric, group or (None if bits == 8 else GROUP))
-    dst, source = Path(dst), open_source(src)
+        whole_rows = outtype == "int8" and layout != "hqq" or outtype == "ternary"
+        layout = layout or ("bitnet" if outtype == "ternary" else "compressed-tensors")
+        to = target(layout, INTEGERS[outtype], symmetric, group or (None if whole_rows else GROUP))
+    elif layout is not None:
+        to = present(source, layout)
+    return write(source, dst, outtype, to, threads=threads, max_size=max_size, progress=progress)
+
+
+def target(layout: str, format: str, symmetric: bool, group: int | None) -> Target:
+    """Such integers in a layout; EdgeqError when it holds others only."""
+    module = LAYOUTS[layout]
+    try:
+        return Target(module, format, symmetric, group, module.scheme(format, symmetric, group))
+    except ValueError as e:
+        kind = f"{format}{'' if symmetric else ' with zero points'} in {'groups' if group else 'whole rows'}"
+        raise EdgeqError(f"{layout} holds {e}, not {kind}") from e
+
+
+def present(source: Source, layout: str) -> Target:
+    """A target that keeps the integers of a source's layers as they are."""
+    layers = [t for t in source.tensors.values() if t.name.startswith("blk.") and len(t.shape) == 2]
+    kinds = {(t.format, _group(t)) for t in layers if t.format in INTEGERS.values()}
+    if len(kinds) != 1 or any(t.format not in INTEGERS.values() for t in layers):
+        found = "no integers, or of several bits or groups"
+        raise EdgeqError(f"{source.path}: layers have {found}; {layout} holds one kind. Name a type")
+    ordered = any(t.order is not None for t in layers)
+    if ordered and layout != "gptq":
+        raise EdgeqError(f"{source.path}: groups are no neighbors (act-order), which only gptq can say")
+    made = target(layout, layers[0].format, not any("zero" in t.parts for t in layers), _group(layers[0]))
+    return made._replace(scheme=made.scheme._replace(ordered=True)) if ordered else made
+
+
+def _group(tensor: Tensor) -> int | None:
+    """Columns of a tensor that share a scale, None for all."""
+    scales = tensor.parts["scale"].size // tensor.rows if "scale" in tensor.parts else 1
+    return None if scales == 1 else tensor.cols // scales
+
+
+def write(
+    source: Source,
+    dst: str | os.PathLike,
+    outtype: str,
+    target: Target | None = None,
+    *,
+    threads: int | None = None,
+    max_size: int | None = None,
+    progress: Progress | None = None,
+) -> Path:
+    """Write a source as `to_huggingface` does, its linear layers as the target says."""
+    dst = Path(dst)
     meta = {key: v.item() if isinstance(v, np.generic) else v for key, v in source.meta.items()}
     module, plain, _ = arch.identify(meta, source.tensors, source.path)
-    target = as_huggingface.checkpoint(module, plain, source.tensors, source.path)
-    recodings = _recodings(source, target, outtype, scheme)
-    config = target.config | {"torch_dtype": _dtype(recodings)}
-    if scheme is not None:
-        config["quantization_config"] = compressed_tensors.config(scheme)
+    checkpoint = as_huggingface.checkpoint(module, plain, source.tensors, source.path)
+    recodings = _recodings(source, checkpoint, outtype, target)
+    config = checkpoint.config | {"torch_dtype": _dtype(recodings)}
+    if target is not None:
+        config["quantization_config"] = target.layout.config(target.scheme)
     texts = tokenizer_files.files(plain, source.path)
     for name in ("bos", "eos"):
         config[f"{name}_token_id"] = plain.get(f"tokenizer.ggml.{name}_token_id")
     texts["config.json"] = (json.dumps(config, indent=2) + "\n").encode()
-    encode = formats.quantize if scheme is None else partial(_encode, scheme=scheme)
+    encode = formats.quantize if target is None else partial(_encode, target=target)
     with streams(recodings, threads or kernels.cores(), source.path, encode) as made:
-        entries = [entry for stream in made for entry in _entries(stream, scheme)]
+        entries = [entry for stream in made for entry in _entries(stream, target)]
         needed = sum(entry.nbytes for entry in entries) + sum(map(len, texts.values()))
         with whole(dst, nbytes=needed) as (unfinished,):
             unfinished.mkdir()
@@ -90,26 +164,28 @@ def to_huggingface(
     return dst
 
 
-def _recodings(source: Source, target: Checkpoint, outtype: str, scheme: Scheme | None) -> list[Recoding]:
+def _recodings(source: Source, checkpoint: Checkpoint, outtype: str, target: Target | None) -> list[Recoding]:
     """What becomes of each tensor, under the folder's names."""
     recodings = []
-    for name in sorted(target.names, key=order):
+    for name in sorted(checkpoint.names, key=order):
         tensor, rows = source.tensors[name], source.rows.get(name)
-        if name in target.halves:
-            back = np.argsort(interleaved(target.halves[name], tensor.shape[0]))
+        if name in checkpoint.halves:
+            back = np.argsort(interleaved(checkpoint.halves[name], tensor.shape[0]))
             rows = back if rows is None else rows[back]
         if len(tensor.shape) == 1:
-            less = np.float32(target.gains_less_one and name.endswith("norm.weight"))
+            less = np.float32(checkpoint.gains_less_one and name.endswith("norm.weight"))
             tensor, rows = _vector(tensor, less, rows), None
         format = outtype if outtype in DTYPES else tensor.format if tensor.format in DTYPES else "f16"
-        if scheme is not None and len(tensor.shape) == 2 and name.startswith("blk."):
-            format = INTEGERS[outtype]
-            if tensor.cols % (scheme.group or 32):
+        if target is not None and len(tensor.shape) == 2 and name.startswith("blk."):
+            format = target.format
+            if tensor.cols % (target.group or 32):
                 raise EdgeqError(
-                    f"tensor {name}: {tensor.cols} columns are no whole groups of {scheme.group or 32}. "
+                    f"tensor {name}: {tensor.cols} columns are no whole groups of {target.group or 32}. "
                     "Take groups that divide it (--group-size)"
                 )
-        recodings.append(Recoding(tensor._replace(name=target.names[name]), format, rows))
+            if format == "ternary" != tensor.format:
+                tensor = _ternary(tensor)
+        recodings.append(Recoding(tensor._replace(name=checkpoint.names[name]), format, rows))
     return recodings
 
 
@@ -122,22 +198,36 @@ def _dtype(recodings: list[Recoding]) -> str:
     return DTYPES[sizes.most_common(1)[0][0]]
 
 
-def _encode(format: str, w: np.ndarray, importance: np.ndarray | None, scheme: Scheme) -> Tensor:
-    """`formats.quantize` with the scheme's groups."""
+def _encode(format: str, w: np.ndarray, importance: np.ndarray | None, target: Target) -> Tensor:
+    """`formats.quantize` with the target's groups."""
     if format in DTYPES:
         return formats.quantize(format, w)
-    grid = uniform.fit(w, scheme.bits, symmetric=scheme.symmetric, per=scheme.group or "row")
+    if target.layout is hqq:
+        return hqq.encode(w, target.scheme)
     module = formats.get(format)
-    blocks = module.pack(grid_codes(w, grid).reshape(-1, module.BLOCK), grid)
-    return Tensor("", format, w.shape, blocks.reshape(-1), module.parts(grid))
+    grid = uniform.fit(w, module.BITS, symmetric=target.symmetric, per=target.group or "row")
+    if target.layout is not compressed_tensors:  # scales are float16 there, and codes are chosen for these
+        parts = module.parts(grid)
+        grid = uniform.grid_of(
+            module.BITS, parts["scale"].astype(np.float16).astype(np.float32), parts.get("zero")
+        )
+    return formats.pack(format, grid_codes(w, grid), grid)
 
 
-def _entries(stream: Stream, scheme: Scheme | None) -> list[Entry]:
+def _ternary(tensor: Tensor) -> Tensor:
+    """A matrix as BitNet rounds it, with one scale, its mean magnitude."""
+    w = formats.dequantize(tensor)
+    scale = np.abs(w).mean(dtype=np.float64).astype(np.float32)
+    grid = Grid(formats.get("ternary").LEVELS, np.full((len(w), 1), scale))
+    return formats.pack("ternary", grid_codes(w, grid), grid)._replace(name=tensor.name)
+
+
+def _entries(stream: Stream, target: Target | None) -> list[Entry]:
     """The tensors of the folder that a stream becomes."""
     r = stream.recoding
-    if r.format in DTYPES or scheme is None:
+    if r.format in DTYPES or target is None:
         return [Entry(r.tensor.name, r.format.upper(), r.tensor.shape, r.nbytes, stream.pieces)]
-    return compressed_tensors.entries(r.tensor.name, r.tensor.shape, scheme, stream.pieces, stream.parts)
+    return target.layout.entries(r.tensor, target.scheme, stream.pieces, stream.parts)
 
 
 def _vector(tensor: Tensor, less: np.float32, rows: np.ndarray | None) -> Tensor:

@@ -17,15 +17,17 @@ Source: compressed_tensors 0.20, compressors/pack_quantized and int_quantized.
 """
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from .. import formats
 from ..errors import FormatError
 from ..tensor import Tensor
+from . import packed
 from .output import Entry
-from .source import brief, shown
+from .packed import Layer, as_bytes
+from .source import brief
 
 METHOD = "compressed-tensors"
 WHOLE, PACKED = "int-quantized", "pack-quantized"
@@ -50,6 +52,13 @@ class Scheme(NamedTuple):
     def layout(self) -> str:
         """The layout that is written."""
         return WHOLE if self.bits == 8 else PACKED
+
+
+def scheme(format: str, symmetric: bool, group: int | None) -> Scheme:
+    """The scheme of such integers; ValueError, of what there is, for others."""
+    if format not in ("i2", "i3", "i4", "i8"):
+        raise ValueError("2, 3, 4 or 8 bits")
+    return Scheme(int(format[1:]), symmetric, group)
 
 
 def config(scheme: Scheme) -> dict[str, Any]:
@@ -102,71 +111,56 @@ def read_config(path: object, raw: Mapping[str, Any]) -> Scheme:
 
 def gather(path: object, tensors: Mapping[str, Tensor], scheme: Scheme) -> dict[str, Tensor]:
     """The tensors, with the parts of each quantized one in one place; words are given as their bytes, i8."""
-    suffix = ".weight" if scheme.layout == WHOLE else ".weight_packed"
-    made, used = {}, set()
-    for name, tensor in tensors.items():
-        if name.endswith(suffix) and tensor.format == "i8":
-            base = name.removesuffix(suffix)
-            made[f"{base}.weight"] = _assemble(path, base, tensor, tensors, scheme)
-            used |= {name, *(f"{base}.{role}" for role in ROLES)}
-    for name, tensor in tensors.items():
-        if name not in used:
-            if tensor.format == "i8":
-                expected = f"integers in the places of {scheme.layout} only"
-                raise FormatError(path, f"tensor {shown(name)}", found="integers", expected=expected)
-            made[name] = tensor
-    return made
+    mark = "weight" if scheme.layout == WHOLE else "weight_packed"
+    return packed.gather(path, tensors, mark, ROLES, partial(_weight, mark=mark, scheme=scheme))
 
 
-def _assemble(
-    path: object, base: str, codes: Tensor, tensors: Mapping[str, Tensor], scheme: Scheme
-) -> Tensor:
-    """The weight of a layer."""
-
-    def fail(role: str, found: str, expected: str) -> FormatError:
-        return FormatError(path, f"tensor {shown(f'{base}.{role}')}", found=found, expected=expected)
-
-    if len(codes.shape) != 2 or codes.shape[1] * 8 % scheme.bits:
-        raise fail("weight", f"shape {codes.shape} in bytes", "a matrix of whole codes")
-    shape = rows, cols = codes.shape[0], codes.shape[1] * 8 // scheme.bits
-    stated = tensors.get(f"{base}.weight_shape")
-    if stated is not None and stated.data.tobytes() != np.array(shape, "<i8").tobytes():
-        raise fail("weight_shape", "another shape", f"{shape}, which the words hold")
-    scale = tensors.get(f"{base}.weight_scale")
-    if scale is None or scale.format == "i8":
-        raise fail("weight_scale", "none" if scale is None else "integers", "floating-point numbers")
-    values = formats.dequantize(scale).reshape(scale.shape if len(scale.shape) == 2 else (-1, 1))
-    if values.size == 1:
-        values = np.broadcast_to(values, (rows, 1)).copy()
-    if values.shape[0] != rows or not values.shape[1] or cols % values.shape[1]:
-        raise fail("weight_scale", f"shape {scale.shape}", f"({rows}, groups), for {cols} columns")
-    parts = {"scale": values}
+def _weight(layer: Layer, mark: str, scheme: Scheme) -> Tensor:
+    """The weight of a layer: the file's own bytes."""
+    data = layer.integers(mark, "u1")
+    if data.ndim != 2 or data.shape[1] * 8 % scheme.bits:
+        raise layer.fail(mark, f"shape {data.shape} in bytes", "a matrix of whole codes")
+    shape = rows, cols = data.shape[0], data.shape[1] * 8 // scheme.bits
+    if "weight_shape" in layer and layer.integers("weight_shape", "<i8").tolist() != list(shape):
+        raise layer.fail("weight_shape", "another shape", f"{shape}, which the words hold")
+    scale = layer.floats("weight_scale")
+    scale = scale if scale.ndim == 2 else scale.reshape(-1, 1)
+    if scale.size == 1:
+        scale = np.broadcast_to(scale, (rows, 1)).copy()
+    if scale.shape[0] != rows or not packed.runs(cols, scale.shape[1]):
+        expected = f"({rows}, groups), for {cols} columns"
+        raise layer.fail("weight_scale", f"shape {scale.shape}", expected)
+    parts = {"scale": scale}
     if not scheme.symmetric:
-        zero = tensors.get(f"{base}.weight_zero_point")
-        expected = (rows if scheme.bits == 8 else -(-rows * scheme.bits // 32)) * values.shape[1]
-        if (
-            zero is None
-            or zero.format != "i8"
-            or zero.data.nbytes != expected * (1 if scheme.bits == 8 else 4)
-        ):
-            raise fail(
-                "weight_zero_point", "none" if zero is None else f"shape {zero.shape}", "one for each scale"
-            )
-        parts["zero"] = unpack_zeros(zero.data, values.shape, scheme.bits)
-    return Tensor(f"{base}.weight", f"i{scheme.bits}", shape, codes.data, parts)
+        parts["zero"] = _zeros(layer, scale.shape, scheme.bits)
+    return Tensor(layer.name, f"i{scheme.bits}", shape, data.reshape(-1), parts)
+
+
+def _zeros(layer: Layer, shape: tuple[int, int], bits: int) -> np.ndarray:
+    """The codes that stand for zero, uint8 (rows, groups)."""
+    rows, groups = shape
+    if bits == 8:
+        return layer.integers("weight_zero_point", "u1", shape) ^ 128
+    words = layer.integers("weight_zero_point", "<u4", (-(-rows * bits // 32), groups))
+    return packed.unpack(np.ascontiguousarray(words.T).view(np.uint8), bits)[:, :rows].T.copy()
 
 
 def entries(
-    name: str,
-    shape: tuple[int, ...],
+    tensor: Tensor,
     scheme: Scheme,
     codes: Callable[[], Iterable[np.ndarray]],
     parts: Mapping[str, list[np.ndarray]],
 ) -> list[Entry]:
-    """What stands for the weight `name` of that shape; once its codes are written, `parts` holds the rest."""
+    """What stands for a tensor; once its codes are written, `parts` holds the rest."""
+    name, shape = tensor.name, tensor.shape
     rows, cols = shape
     base, bits, groups = name.removesuffix(".weight"), scheme.bits, cols // (scheme.group or cols)
-    joined = lambda part: np.concatenate(parts[part]).reshape(rows, groups)  # noqa: E731
+
+    def joined(part: str) -> np.ndarray:
+        if part not in parts:  # all zero points in the middle
+            return np.full((rows, groups), 1 << bits - 1, np.uint8)
+        return np.concatenate(parts[part]).reshape(rows, groups)
+
     scale = Entry(
         f"{base}.weight_scale", "F32", (rows, groups), 4 * rows * groups, lambda: [as_bytes(joined("scale"))]
     )
@@ -188,27 +182,10 @@ def entries(
     return made
 
 
-def as_bytes(array: np.ndarray) -> np.ndarray:
-    """uint8 (nbytes,)."""
-    return np.ascontiguousarray(array).view(np.uint8).reshape(-1)
-
-
-def unpack_zeros(data: np.ndarray, shape: tuple[int, int], bits: int) -> np.ndarray:
-    """Bytes of weight_zero_point -> the codes that stand for zero, uint8 (rows, groups)."""
-    if bits == 8:
-        return data.reshape(shape) ^ 128
-    words = np.ascontiguousarray(data.view("<u4").reshape(-1, shape[1]).T)
-    stored = np.unpackbits(words.view(np.uint8), axis=1, bitorder="little")[:, : shape[0] * bits]
-    return np.packbits(stored.reshape(shape[1], shape[0], bits), axis=2, bitorder="little")[:, :, 0].T.copy()
-
-
 def pack_zeros(zero: np.ndarray, bits: int) -> np.ndarray:
-    """The inverse: uint8 (rows, groups) -> uint8 (nbytes,)."""
+    """Bytes of weight_zero_point: uint8 (rows, groups) -> uint8 (nbytes,)."""
     if bits == 8:
         return (zero ^ 128).reshape(-1)
-    codes = np.unpackbits(zero.T[:, :, None], axis=2, count=bits, bitorder="little").reshape(
-        zero.shape[1], -1
-    )
-    codes = np.pad(codes, ((0, 0), (0, -codes.shape[1] % 32)))
-    words = np.packbits(codes, axis=1, bitorder="little").view("<u4")
-    return np.ascontiguousarray(words.T).view(np.uint8).reshape(-1)
+    codes = np.pad(zero, ((0, -len(zero) % 32), (0, 0))).T
+    words = packed.pack(np.ascontiguousarray(codes), bits).view("<u4")[:, : -(-len(zero) * bits // 32)]
+    return as_bytes(words.T)

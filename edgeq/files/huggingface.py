@@ -19,10 +19,11 @@ from typing import Any
 
 from ..errors import FormatError
 from ..tensor import Tensor
-from . import compressed_tensors, safetensors, strict_json
+from . import awq, bitnet, compressed_tensors, eetq, gptq, hqq, safetensors, strict_json
 from .source import SAFER, Allowance, all_there, brief, inside, shown
 
 Load = Callable[[Path], dict[str, Tensor]]
+QUANTIZED = {module.METHOD: module for module in (awq, bitnet, compressed_tensors, eetq, gptq, hqq)}
 
 SHARD_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,200}\.safetensors")
 INDEX = "model.safetensors.index.json"
@@ -42,8 +43,8 @@ def read(path: str | os.PathLike, *, mmap: bool = True) -> tuple[dict[str, Any],
     meta : ``{"config": ..., "generation_config": ..., "tokenizer_config": ...}``, each as its JSON file has
     it;
         ``{}`` when one of the last two is not there.
-    tensors : name -> Tensor, under the names the files give them, in format f32, f16 or bf16; of a folder in
-        compressed-tensors also i2, i3, i4 or i8 (see `compressed_tensors`).
+    tensors : name -> Tensor, under the names the files give them, in format f32, f16 or bf16; of a quantized
+        folder also i2, i3, i4, i8 or ternary (see the modules in QUANTIZED).
 
     Raises
     ------
@@ -61,10 +62,10 @@ def read(path: str | os.PathLike, *, mmap: bool = True) -> tuple[dict[str, Any],
             raise FormatError(folder, "", found="no config.json", expected="a Hugging Face folder", hint=hint)
         else:
             meta[name] = {}
-    scheme = _check_config(folder / "config.json", meta["config"])
-    load = partial(safetensors.read, allowance=allowance, mmap=mmap, words=scheme is not None)
+    gather = _check_config(folder / "config.json", meta["config"])
+    load = partial(safetensors.read, allowance=allowance, mmap=mmap, words=gather is not None)
     tensors = _read_tensors(folder, allowance, load)
-    return meta, tensors if scheme is None else compressed_tensors.gather(folder, tensors, scheme)
+    return meta, tensors if gather is None else gather(folder, tensors)
 
 
 def _read_tensors(folder: Path, allowance: Allowance, load: Load) -> dict[str, Tensor]:
@@ -83,8 +84,10 @@ def _read_tensors(folder: Path, allowance: Allowance, load: Load) -> dict[str, T
     )
 
 
-def _check_config(path: Path, config: dict[str, Any]) -> compressed_tensors.Scheme | None:
-    """How weights are quantized, None if they are not; FormatError for another way, or no config at all."""
+def _check_config(path: Path, config: dict[str, Any]) -> Callable[..., dict[str, Tensor]] | None:
+    """What puts the tensors of quantized weights together, (path, tensors) -> tensors, None if they are
+    plain; FormatError for another way, or no config at all.
+    """
     names = config.get("architectures") or []
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise FormatError(path, "architectures", found=brief(names), expected="a list of names")
@@ -93,16 +96,18 @@ def _check_config(path: Path, config: dict[str, Any]) -> compressed_tensors.Sche
     # A model of text and images keeps the configuration of its text part in an object of its own.
     for part in (config, config.get("text_config")):
         quantization = part.get("quantization_config") if isinstance(part, dict) else None
-        if isinstance(quantization, dict) and quantization.get("quant_method") == compressed_tensors.METHOD:
-            return compressed_tensors.read_config(path, quantization)
-        if quantization is not None:
-            method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization
+        if quantization is None:
+            continue
+        method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization
+        if not isinstance(method, str) or method not in QUANTIZED:
             raise FormatError(
                 path,
                 "quantization_config",
                 found=f"quant_method {brief(method)}",
-                expected=f"none, or {compressed_tensors.METHOD}",
+                expected=f"none, or {' or '.join(QUANTIZED)}",
             )
+        module = QUANTIZED[method]
+        return partial(module.gather, scheme=module.read_config(path, quantization))
     return None
 
 

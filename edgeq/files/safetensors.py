@@ -26,7 +26,8 @@ from . import strict_json
 from .source import AGAIN, Allowance, brief, check_size, foreign, open_raw, shown
 
 FORMATS = {"F32": "f32", "F16": "f16", "BF16": "bf16"}
-WORDS = {"I8": 1, "I32": 4, "I64": 8}  # bytes of integers, which only quantized checkpoints hold
+# bytes of integers, which only quantized checkpoints hold
+WORDS = {"I8": 1, "U8": 1, "I16": 2, "I32": 4, "I64": 8}
 FIELDS = {"dtype", "shape", "data_offsets"}
 MAX_HEADER = 100_000_000
 
