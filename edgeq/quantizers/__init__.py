@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, Unpack
 import numpy as np
 
 from .. import catalog, formats, kernels
+from ..convert import exact
 from ..convert.source import Source, open_source, order
 from ..convert.stream import Encode, Recoding, streams
 from ..errors import EdgeqError, FormatError
@@ -113,7 +114,8 @@ def plan(
 
     Parameters
     ----------
-    src, type : as in `quantize`.
+    src, type : as in `quantize`; ``"nearest"`` is copy, with integers of foreign folders in the types that
+        come nearest, where copy wants them to be the same numbers.
     allow_requantize : take a source that is quantized already, and lose a second time.
     imatrix : a file with an importance matrix.
     options : see `mix.Options`.
@@ -122,17 +124,16 @@ def plan(
     weights = None if imatrix is None else read_imatrix(imatrix)
     name = type.lower()
     name = mix.ALIASES.get(name, name)
-    if name == "copy":
+    if name in ("copy", "nearest"):
+        source = _held(source, exactly=name == "copy")
         types = {key: source.tensors[key].format for key in sorted(source.tensors, key=order)}
     elif name in mix.MIXES:
         types = mix.plan(source.meta, source.tensors, name, imatrix=weights is not None, **options)
     else:
-        raise ValueError(f"unknown type {type!r}; edgeq has {', '.join([*mix.MIXES, 'copy'])}")
+        raise ValueError(f"unknown type {type!r}; edgeq has {', '.join([*mix.MIXES, 'copy', 'nearest'])}")
     recodings = []
     for key, format in types.items():
         tensor = source.tensors[key]
-        if formats.parts(formats.get(format)) and (format != tensor.format or tensor.parts):
-            raise EdgeqError(f"tensor {key}: GGUF files have no type for {format}, whose scales are apart")
         if format != tensor.format and tensor.format not in FLOATS and not allow_requantize:
             raise EdgeqError(
                 f"{source.path}: tensor {key} is {tensor.format} already, and would lose a second time as "
@@ -163,6 +164,22 @@ def write(
             for r, pieces, _ in made
         ]
         return gguf_writer.write(dst, plan.meta, entries, max_size=max_size, progress=progress)
+
+
+def _held(source: Source, *, exactly: bool) -> Source:
+    """The source with its integers in types of GGUF's; EdgeqError where these lose bits and must not."""
+    tensors = dict(source.tensors)
+    for key, tensor in tensors.items():
+        if tensor.parts:
+            held = exact.hold(tensor)
+            if held.error and exactly:
+                raise EdgeqError(
+                    f"tensor {key}: GGUF files have no type for {tensor.format} with "
+                    f"{exact.reason(tensor)}. Weights in {held.tensor.format} would be off by up to "
+                    f"{held.error:.1g} of the largest: take that (nearest), or f32, which holds them all"
+                )
+            tensors[key] = held.tensor
+    return source._replace(tensors=tensors)
 
 
 def _encoder(plan: Plan) -> Encode:
@@ -199,7 +216,7 @@ def _importance(weights: Imatrix, tensor: Tensor) -> np.ndarray | None:
 def _metadata(source: Source, name: str, types: Mapping[str, str], weights: Imatrix | None) -> dict[str, Any]:
     """The source's keys, and what was made of it."""
     meta = {key: value for key, value in source.meta.items() if key not in (QUANTIZATION, FILE_TYPE)}
-    if name == "copy":
+    if name in ("copy", "nearest"):
         sizes: Counter[str] = Counter()
         for key, format in types.items():
             sizes[format] += source.tensors[key].nbytes
