@@ -15,6 +15,7 @@ from ..calibrate import Held, Inputs
 from ..evaluate.protocol import cut
 from ..tensor import Tensor
 from .awq import clip, search_scale
+from .eetq import eetq_onto
 from .gptq import gptq as gptq_of_layer
 from .hqq import Solver, hqq_onto
 from .target import target
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from . import Plan
 
 Progress = Callable[[str, int, int], None]
-METHODS = ("gptq", "hqq", "awq")
+METHODS = ("gptq", "hqq", "awq", "eetq")
 
 # Who makes the inputs of a matrix: a norm by its gains, another matrix by its rows.
 MAKERS = {"attn_q": "attn_norm", "ffn_gate": "ffn_norm", "attn_output": "attn_v", "ffn_down": "ffn_up"}
@@ -164,6 +165,17 @@ def awq(
                 if name.rsplit(".", 2)[1] in CLIPPED:
                     made[name] = clip(made[name], h, target(wanted[name], cols))
     return _with(plan, {name: _as(present[name], w) for name, w in made.items()})
+
+
+def eetq(plan: "Plan", calibration: Calibration, progress: Progress | None = None) -> "Plan":
+    """All matrices of q8_0 as `eetq.eetq` encodes them, with one scale a row; the others as ever."""
+    todo = {name: format for name, format in _wanted(plan).items() if format == "q8_0"}
+    made = {}
+    for done, (name, w) in enumerate(_weights(plan, todo)):
+        made[name] = formats.pack("q8_0", *eetq_onto("q8_0", w))._replace(name=name)
+        if progress:
+            progress("matrices", done + 1, len(todo))
+    return _with(plan, made)
 
 
 def _heads(plan: "Plan", cols: int, rows: int) -> np.ndarray:
