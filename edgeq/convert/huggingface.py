@@ -14,7 +14,7 @@ from .. import arch, formats, kernels, uniform
 from ..arch import as_huggingface
 from ..arch.as_huggingface import Checkpoint
 from ..errors import EdgeqError
-from ..files import awq, bitnet, compressed_tensors, eetq, gptq, hqq, safetensors_writer
+from ..files import aqlm, awq, bitnet, compressed_tensors, eetq, gptq, hqq, safetensors_writer
 from ..files.output import Entry, Progress, whole
 from ..grid import Grid
 from ..grid import encode as grid_codes
@@ -139,7 +139,9 @@ def write(
     max_size: int | None = None,
     progress: Progress | None = None,
 ) -> Path:
-    """Write a source as `to_huggingface` does, its linear layers as the target says."""
+    """Write a source as `to_huggingface` does, its linear layers as the target says; without one and with
+    "auto", matrices in AQLM stay so.
+    """
     dst = Path(dst)
     meta = {key: v.item() if isinstance(v, np.generic) else v for key, v in source.meta.items()}
     module, plain, _ = arch.identify(meta, source.tensors, source.path)
@@ -148,6 +150,10 @@ def write(
     config = checkpoint.config | {"torch_dtype": _dtype(recodings)}
     if target is not None:
         config["quantization_config"] = target.layout.config(target.scheme)
+    elif vectors := [r.tensor for r in recodings if r.format == "aqlm"]:
+        names = [r.tensor.name for r in recodings if r.format != "aqlm" and r.tensor.name.endswith(".weight")]
+        names = list(dict.fromkeys([*names, "lm_head.weight"]))
+        config["quantization_config"] = aqlm.config(formats.get("aqlm").scheme(vectors[0]), names)
     texts = tokenizer_files.files(plain, source.path)
     for name in ("bos", "eos"):
         config[f"{name}_token_id"] = plain.get(f"tokenizer.ggml.{name}_token_id")
@@ -175,7 +181,8 @@ def _recodings(source: Source, checkpoint: Checkpoint, outtype: str, target: Tar
         if len(tensor.shape) == 1:
             less = np.float32(checkpoint.gains_less_one and name.endswith("norm.weight"))
             tensor, rows = _vector(tensor, less, rows), None
-        format = outtype if outtype in DTYPES else tensor.format if tensor.format in DTYPES else "f16"
+        kept = tensor.format in (*DTYPES, "aqlm")
+        format = outtype if outtype in DTYPES else tensor.format if kept else "f16"
         if target is not None and len(tensor.shape) == 2 and name.startswith("blk."):
             format = target.format
             if tensor.cols % (target.group or 32):
@@ -225,6 +232,8 @@ def _ternary(tensor: Tensor) -> Tensor:
 def _entries(stream: Stream, target: Target | None) -> list[Entry]:
     """The tensors of the folder that a stream becomes."""
     r = stream.recoding
+    if r.format == "aqlm":
+        return aqlm.entries(r.tensor.name, r.tensor, r.rows, stream.pieces)
     if r.format in DTYPES or target is None:
         return [Entry(r.tensor.name, r.format.upper(), r.tensor.shape, r.nbytes, stream.pieces)]
     return target.layout.entries(r.tensor, target.scheme, stream.pieces, stream.parts)

@@ -43,6 +43,8 @@ class Recoding(NamedTuple):
     @property
     def nbytes(self) -> int:
         """Bytes of the result."""
+        if self.format == self.tensor.format:
+            return self.tensor.nbytes
         return self.tensor.rows * formats.row_bytes(self.format, self.tensor.cols)
 
 

@@ -14,6 +14,9 @@ A module states its layout in its docstring and holds
 A float format's codes are its values, and its grid is None. Where scales are kept apart, fit takes whole rows
 and `parts(grid)` gives the arrays.
 
+Vector codebooks are the one other family, `VECTORS`: a group of weights is one of many vectors, and the
+module has `dequantize`, `take` and PARTS, but no grid.
+
 Encoding is `fit`, then `grid.encode`, which takes the nearest codes, then `pack`; an algorithm that chooses
 codes in another way needs only replace the second.
 """
@@ -30,18 +33,19 @@ import numpy as np
 from ..grid import Grid, decode, encode
 from ..tensor import Tensor
 
+VECTORS = ("aqlm",)
 PANEL = 1 << 18  # weights encoded together: bounds the scratch memory
 
 
 @cache
 def names() -> tuple[str, ...]:
-    """Names of all formats, sorted."""
-    return tuple(sorted(m.name for m in pkgutil.iter_modules(__path__)))
+    """Names of all formats but those of vector codebooks, sorted."""
+    return tuple(sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name not in VECTORS))
 
 
 def get(name: str) -> ModuleType:
     """The module of a format."""
-    if name not in names():
+    if name not in names() and name not in VECTORS:
         raise ValueError(f"unknown format {name!r}; edgeq has {', '.join(names())}")
     return importlib.import_module(f"{__name__}.{name}")
 
@@ -62,10 +66,12 @@ def row_bytes(name: str, cols: int) -> int:
 
 def unpack(tensor: Tensor, start: int = 0, stop: int | None = None) -> tuple[np.ndarray, Grid | None]:
     """Codes (rows, cols) and grid of the rows start:stop of a tensor, columns as they are stored; a float
-    format gives its values and None.
+    format, and one of vectors, gives its values and None.
     """
     module = get(tensor.format)
     stop = tensor.rows if stop is None else stop
+    if tensor.format in VECTORS:
+        return module.dequantize(tensor, start, stop), None
     width = row_bytes(tensor.format, tensor.cols)
     blocks = tensor.data[start * width : stop * width].reshape(-1, module.BYTES)
     codes, grid = module.unpack(blocks, **{k: v[start:stop] for k, v in tensor.parts.items()})
@@ -123,6 +129,8 @@ def dequantize(tensor: Tensor, start: int = 0, stop: int | None = None) -> np.nd
 
 def take(tensor: Tensor, rows: np.ndarray) -> Tensor:
     """The tensor that has only these rows, in this order (a copy of their bytes)."""
+    if tensor.format in VECTORS:
+        return get(tensor.format).take(tensor, rows)
     data = tensor.data.reshape(tensor.rows, -1)[rows].reshape(-1)
     parts = {k: v[rows] for k, v in tensor.parts.items()}
     return tensor._replace(shape=(len(rows), tensor.cols), data=data, parts=parts)
