@@ -7,7 +7,7 @@ import numpy as np
 
 from .. import formats
 from ..tensor import Tensor
-from . import amx, attention_amx, elementwise, jit, matmul, matmul_amx, pool, scratch, simd
+from . import amx, attention_amx, codebooks, elementwise, jit, matmul, matmul_amx, pool, scratch, simd
 from . import attention as attention_kernel
 from .cache import KVCache
 from .heads import Heads
@@ -119,7 +119,7 @@ class Product:
 class Linear:
     """y = x @ Wᵀ + b on prepared lanes, x f32 (n, cols), y f32 (n, rows)."""
 
-    def __init__(self, products: list[Product], bias: np.ndarray | None) -> None:
+    def __init__(self, products: "list[Product | codebooks.Product]", bias: np.ndarray | None) -> None:
         self.products = products
         self.rows, self.cols = sum(p.rows for p in products), products[0].cols
         # a product writes whole sixteens of rows; the next one, or the cut at the end, takes the excess away
@@ -161,17 +161,24 @@ def linear(
             stacks[-1].append(t)
         else:
             stacks.append([t])
-    products = [Product(prepare(stack, release), stack[0].order) for stack in stacks]
+    products = [product(stack, release) for stack in stacks]
     for p in products:
         WANTED.update([p.one, p.many] if batches else [p.one])
-        if p.order is not None:
+        if isinstance(p, Product) and p.order is not None:
             WANTED.add(elementwise.gather.fixed)
     return Linear(products, bias)
 
 
+def product(stack: Sequence[Tensor], release: Callable[[np.ndarray], None]) -> Product | codebooks.Product:
+    """The product with the stacked rows of tensors that are alike."""
+    if stack[0].format in formats.VECTORS:
+        return codebooks.Product(stack[0], release)
+    return Product(prepare(stack, release), stack[0].order)
+
+
 def alike(a: Tensor, b: Tensor) -> bool:
     """Whether rows of the two can be rows of one matrix."""
-    if a.format != b.format or a.parts.keys() != b.parts.keys():
+    if a.format != b.format or a.format in formats.VECTORS or a.parts.keys() != b.parts.keys():
         return False
     if any(a.parts[key].shape[1:] != b.parts[key].shape[1:] for key in a.parts):
         return False
