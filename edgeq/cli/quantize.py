@@ -61,10 +61,10 @@ OPTIONS = (
 
 METHOD = (
     option("--method", metavar="NAME", callback=_lower,
-           help="Choose codes with gptq, hqq, awq, or several in turn: awq+gptq."),
+           help="Choose codes with gptq, hqq, awq, aqlm, or several in turn: awq+gptq."),
     option("--option", "method_options", multiple=True, metavar="NAME=VALUE", callback=_method_options,
             help="Of the method, such as damp=0.02."),
-    option("--calibration", type=TEXT_FILE, help="Text that gptq and awq look at, in UTF-8."),
+    option("--calibration", type=TEXT_FILE, help="Text that gptq, awq and aqlm look at, in UTF-8."),
     option("--chunks", type=click.IntRange(1), default=128, help="How many pieces of it."),
     option("-c", "--ctx-size", "ctx", type=click.IntRange(8), default=512, help="Tokens of a piece."),
 )  # fmt: skip
@@ -99,9 +99,14 @@ def command(
 
     f32, f16, bf16, q8_0, q6_k, q5_k_m, q5_k_s, q4_k_m, q4_k_s, q3_k_l, q3_k_m, q3_k_s, q2_k, iq4_nl, iq4_xs,
     q5_1, q5_0, q4_1, q4_0, tq1_0, tq2_0, mxfp4_moe, copy.
+
+    With --method aqlm DST is a Hugging Face folder, and no TYPE is needed: what is not quantized stays as it
+    is.
     """
     from .. import catalog, quantizers
 
+    if method == "aqlm" and len(names) == 2:
+        names = (*names, "copy")
     if len(names) != 3 and not (dry_run and len(names) == 2):
         raise click.UsageError("expected SRC DST TYPE (with --dry-run, DST may be left out)")
     start = time.monotonic()

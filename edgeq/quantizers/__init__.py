@@ -2,7 +2,7 @@
 
 mix         which type each tensor gets
 layerwise   methods on a whole model, which choose codes or change weights with a text at hand
-gptq, obq, hqq, awq    the algorithms
+gptq, obq, hqq, awq, aqlm    the algorithms
 objective, target      what they make small, and the grids that they put weights on
 """
 
@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, Unpack
 import numpy as np
 
 from .. import catalog, formats, kernels
-from ..convert import exact
+from ..convert import exact, huggingface
 from ..convert.source import Source, open_source, order
 from ..convert.stream import Encode, Recoding, streams
 from ..errors import EdgeqError, FormatError
@@ -76,11 +76,12 @@ def quantize(
     Parameters
     ----------
     src : a Hugging Face folder, a GGUF file, or a name of the catalog.
-    dst : the GGUF file; it appears whole or not at all.
+    dst : the GGUF file, or folder; it appears whole or not at all.
     type : ``"q4_k_m"``, or another name in ``quantizers.mix.MIXES``; ``"copy"`` keeps all types.
-    method : "gptq", "hqq", "awq", or several in turn: "awq+gptq"; None chooses each code by itself.
+    method : "gptq", "hqq", "awq", or several in turn: "awq+gptq"; None chooses each code by itself. "aqlm"
+        writes a Hugging Face folder, of a type "copy".
     method_options : keyword arguments of the method, see ``quantizers.layerwise``.
-    calibration : the text that gptq and awq look at.
+    calibration : the text that gptq, awq and aqlm look at.
     threads : threads that compute; None takes one for each core.
     max_size : most bytes of tensors in a file; a larger model takes several, NAME-00001-of-0000N.gguf.
     progress : called with (stage, done, total), in bytes.
@@ -158,6 +159,8 @@ def write(
     dst = Path(dst)
     if dst.exists() and dst.samefile(plan.source):
         raise EdgeqError(f"{dst} is the model that is read. Name another file")
+    if any(r.format in formats.VECTORS for r in plan.recodings):
+        return [_write_folder(plan, dst, threads=threads, max_size=max_size, progress=progress)]
     with streams(plan.recodings, threads or kernels.cores(), plan.source, _encoder(plan)) as made:
         entries = [
             Entry(r.tensor.name, formats.get(r.format).GGML, r.tensor.shape, r.nbytes, pieces)
@@ -180,6 +183,19 @@ def _held(source: Source, *, exactly: bool) -> Source:
                 )
             tensors[key] = held.tensor
     return source._replace(tensors=tensors)
+
+
+def _write_folder(plan: Plan, dst: Path, **options: Any) -> Path:
+    """Carry out a plan whose tensors are as a Hugging Face folder holds them."""
+    for r in plan.recodings:
+        if r.format != r.tensor.format or r.format not in (*FLOATS, *formats.VECTORS):
+            raise EdgeqError(
+                f"tensor {r.tensor.name} would be {r.format}: beside aqlm, which no GGUF file holds, other "
+                "weights stay as they are, floats. Take the type copy"
+            )
+    tensors = {r.tensor.name: r.tensor for r in plan.recodings}
+    rows = {r.tensor.name: r.rows for r in plan.recodings if r.rows is not None}
+    return huggingface.write(Source(plan.source, plan.meta, tensors, rows), dst, "auto", **options)
 
 
 def _encoder(plan: Plan) -> Encode:

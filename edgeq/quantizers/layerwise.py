@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from .. import calibrate, formats, tokenizer
+from .. import arch, calibrate, formats, kernels, tokenizer
 from ..calibrate import Held, Inputs
 from ..evaluate.protocol import cut
 from ..tensor import Tensor
+from .aqlm import aqlm as aqlm_of_layer
 from .awq import clip, search_scale
 from .eetq import eetq_onto
 from .gptq import gptq as gptq_of_layer
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from . import Plan
 
 Progress = Callable[[str, int, int], None]
-METHODS = ("gptq", "hqq", "awq", "eetq")
+METHODS = ("gptq", "hqq", "awq", "aqlm", "eetq")
 
 # Who makes the inputs of a matrix: a norm by its gains, another matrix by its rows.
 MAKERS = {"attn_q": "attn_norm", "ffn_gate": "ffn_norm", "attn_output": "attn_v", "ffn_down": "ffn_up"}
@@ -176,6 +177,41 @@ def eetq(plan: "Plan", calibration: Calibration, progress: Progress | None = Non
         if progress:
             progress("matrices", done + 1, len(todo))
     return _with(plan, made)
+
+
+def aqlm(
+    plan: "Plan",
+    calibration: Calibration,
+    progress: Progress | None = None,
+    *,
+    codebooks: int = 2,
+    bits: int = 8,
+    group: int = 8,
+    beam: int = 16,
+    rounds: int = 8,
+    damp: float = 0.01,
+    seed: int = 0,
+) -> "Plan":
+    """All matrices of the layers as `aqlm.aqlm` encodes them, which has the options, whatever their formats
+    in the plan.
+    """
+    made = {}
+    threads, compiled = calibration.threads or kernels.cores(), calibration.backend == "numba"
+    for linear, inputs in _walk(plan, calibration, progress):
+        for name, w in linear.parts():
+            with arch.turn(kernels.backend(calibration.backend), threads):
+                found = aqlm_of_layer(
+                    w, inputs.hessian, codebooks=codebooks, bits=bits, group=group, beam=beam, rounds=rounds,
+                    damp=damp, seed=seed, compiled=compiled,
+                )  # fmt: skip
+            made[name] = formats.get("aqlm").pack(*found[:3])._replace(name=name)
+            w[:] = formats.dequantize(made[name])
+    plan = _with(plan, made)
+    return plan._replace(
+        recodings=[
+            r._replace(format="aqlm") if r.tensor.format in formats.VECTORS else r for r in plan.recodings
+        ]
+    )
 
 
 def _heads(plan: "Plan", cols: int, rows: int) -> np.ndarray:
