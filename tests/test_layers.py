@@ -17,7 +17,7 @@ LAYERS = [
     {"cli"},
     {"memory"},
     {"__init__", "llm", "quantizers"},
-    {"chat", "calibrate", "evaluate", "generate", "catalog", "template", "sample", "convert"},
+    {"chat", "calibrate", "evaluate", "generate", "catalog", "template", "sample", "convert", "train"},
     {"fetch", "files", "hub", "sandbox", "tokenizer"},
     {"arch"},
     {"kernels"},

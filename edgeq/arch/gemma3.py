@@ -135,7 +135,7 @@ class Layer:
     def __init__(self, weights: Weights, c: Config, index: int, scale: float, gain_offset: float) -> None:
         at = f"blk.{index}."
         q, kv = c.heads * c.head_dim, c.kv_heads * c.head_dim
-        norm = lambda name, size: weights.vector(f"{at}{name}.weight", size) + np.float32(gain_offset)  # noqa: E731
+        norm = lambda name, size: weights.gain(f"{at}{name}.weight", size, gain_offset)  # noqa: E731
         self.ops, self.eps, self.index = weights.ops, c.eps, index
         self.attn_norm = norm("attn_norm", c.dim)
         self.qkv = weights.linear(c.dim, {at + "attn_q": q, at + "attn_k": kv, at + "attn_v": kv})
@@ -172,7 +172,7 @@ class Network:
         self.embedding_scale = np.float32(c.dim**0.5)
         self.embedding = self.ops.embedding(weights.tensor("token_embd.weight", vocab, c.dim))
         self.layers = [Layer(weights, c, i, scale, gain_offset) for i in range(c.layers)]
-        self.norm = weights.vector("output_norm.weight", c.dim) + np.float32(gain_offset)
+        self.norm = weights.gain("output_norm.weight", c.dim, gain_offset)
         self.head = weights.head(vocab, c.dim)
 
     def ropes(self, positions: int) -> list[Rope]:

@@ -76,16 +76,16 @@ class Layer:
         at = f"blk.{index}."
         q, kv = c.heads * c.head_dim, c.kv_heads * c.head_dim
         self.ops, self.eps, self.index = weights.ops, c.eps, index
-        self.attn_norm = weights.vector(at + "attn_norm.weight", c.dim)
+        self.attn_norm = weights.gain(at + "attn_norm.weight", c.dim)
         self.qkv = weights.linear(c.dim, {at + "attn_q": q, at + "attn_k": kv, at + "attn_v": kv})
         q_norm, k_norm = (
-            weights.vector(at + f"attn_{x}_norm.weight", c.head_dim) if head_norms else None for x in "qk"
+            weights.gain(at + f"attn_{x}_norm.weight", c.head_dim) if head_norms else None for x in "qk"
         )
         self.heads = Heads(
             c.heads, c.kv_heads, c.head_dim, c.head_dim**-0.5, c.windows[index], q_norm, k_norm, c.eps
         )
         self.o = weights.linear(q, {at + "attn_output": c.dim})
-        self.ffn_norm = weights.vector(at + "ffn_norm.weight", c.dim)
+        self.ffn_norm = weights.gain(at + "ffn_norm.weight", c.dim)
         self.gate_up = weights.linear(c.dim, {at + "ffn_gate": c.ffn, at + "ffn_up": c.ffn})
         self.down = weights.linear(c.ffn, {at + "ffn_down": c.dim})
 
@@ -111,7 +111,7 @@ class Network:
         self.config, self.ops = c, weights.ops
         self.embed = self.ops.embedding(weights.tensor("token_embd.weight", vocab, c.dim))
         self.layers = [Layer(weights, c, i, head_norms) for i in range(c.layers)]
-        self.norm = weights.vector("output_norm.weight", c.dim)
+        self.norm = weights.gain("output_norm.weight", c.dim)
         self.head = weights.head(vocab, c.dim)
 
     def ropes(self, positions: int) -> list[Rope]:

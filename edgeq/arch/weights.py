@@ -58,8 +58,12 @@ class Weights:
         return embedding.rows
 
     def vector(self, name: str, size: int) -> np.ndarray:
-        """A norm gain or bias, float32 (size,)."""
+        """A bias, or other numbers, float32 (size,)."""
         return formats.dequantize(self.tensor(name, size)).reshape(-1)
+
+    def gain(self, name: str, size: int, plus: float = 0.0) -> np.ndarray:
+        """The gains of a norm, float32 (size,), to which something is to be added."""
+        return self.vector(name, size) + np.float32(plus)
 
     def optional_vector(self, name: str, size: int) -> np.ndarray | None:
         """Like `vector`, or None when the file has no tensor of that name."""
