@@ -3,7 +3,7 @@ the layout.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from .output import Entry, Progress, durable, parts, reporter, write_tensors
@@ -22,13 +22,20 @@ def write(
     total = sum(entry.nbytes for entry in entries)
     report = reporter(progress, total)
     for name, shard in zip(names, shards, strict=True):
-        with durable(folder / name) as f:
-            f.write(_header(shard))
-            write_tensors(f, shard, report)
+        write_file(folder / name, shard, report)
     if len(shards) > 1:
         where = {entry.name: name for name, shard in zip(names, shards, strict=True) for entry in shard}
         index = {"metadata": {"total_size": total}, "weight_map": where}
         (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+
+
+def write_file(
+    path: Path, entries: Sequence[Entry], report: Callable[[int], None] = lambda nbytes: None
+) -> None:
+    """Write a new file; `report` hears of the bytes."""
+    with durable(path) as f:
+        f.write(_header(entries))
+        write_tensors(f, entries, report)
 
 
 def _header(entries: Sequence[Entry]) -> bytes:

@@ -1,5 +1,11 @@
 """Training: gradients of the very networks that run.
 
-tape        operations of a transformer, each with its gradient beside it
-backend     the operations that `edgeq.arch` calls, recorded on the tape
+tape       operations of a transformer, each with its gradient beside it
+backend    the operations that `edgeq.arch` calls, recorded on the tape
+optim      from gradients to steps
+data       examples, and which of their tokens are learned
+loop       steps, and checkpoints from which a run goes on
+lora       pairs of thin matrices that learn beside frozen ones
+adapter    such pairs as files, of PEFT and of llama.cpp
+run        training an adapter, from names of files to files
 """
