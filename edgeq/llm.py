@@ -36,6 +36,8 @@ from .kernels.cache import KVCache
 from .sample import Sampling, make_sampler
 from .tensor import Tensor
 from .tokenizer import Tokenizer
+from .train import applied
+from .train.applied import Adapters
 
 Prompt = str | Sequence[int]
 Prompts = list[str] | tuple[str, ...] | Sequence[Sequence[int]]  # a str is a Sequence[str], too
@@ -122,6 +124,17 @@ class LLM:
     def config(self) -> Any:
         """Shape of the model: name, layers, dim, heads, vocab_size, context_length, ..."""
         return self.model.config
+
+    def use_lora(self, adapters: Adapters) -> None:
+        """Take other adapters, without loading the model again; streams that are open must have ended.
+
+        Parameters
+        ----------
+        adapters : a folder as PEFT writes it or a GGUF file, with a scale or without: ``"pirate"``,
+            ``("pirate", 0.5)``, or a list of such. Of several, all are added. An empty list takes all away.
+        """
+        applied.load(self.model, adapters)
+        self._idle.clear()  # keys and values of the tokens in there were others
 
     def tokenize(self, text: str, *, add_special: bool = True, parse_special: bool = False) -> list[int]:
         """Ids of a text, see `Tokenizer.encode`."""
@@ -388,6 +401,7 @@ def load(
     cache_type_v: Literal["f32", "f16", "q8_0"] | None = None,
     chat_template: str | Path | None = None,
     unknown_pre: str | None = None,
+    lora: Adapters = (),
     check: Callable[[Path, dict[str, Any], dict[str, Tensor]], None] | None = None,
     progress: Progress | None = None,
 ) -> LLM:
@@ -407,6 +421,7 @@ def load(
         instead of the model's own.
     unknown_pre : the pre-tokenizer to go on with where a GGUF file names one that edgeq does not know, see
         ``tokenizer.from_gguf``.
+    lora : adapters to begin with, see `LLM.use_lora`.
     check : called with (path, metadata, tensors) when these have been read; an exception refuses the model.
     progress : called with (stage, done, total) while the model is fetched, prepared and compiled.
 
@@ -441,4 +456,6 @@ def load(
         words = tokenizer.from_huggingface(path)
     else:
         words = tokenizer.from_gguf(meta, path, unknown_pre=unknown_pre)
+    if lora:
+        applied.load(model, lora)
     return LLM(model, words, ctx=ctx, chat_template=chat_template)

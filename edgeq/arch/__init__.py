@@ -48,6 +48,11 @@ def names() -> tuple[str, ...]:
     return tuple(sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name not in HELPERS))
 
 
+def module(name: str) -> ModuleType:
+    """The module of an architecture."""
+    return importlib.import_module(f"{__name__}.{name}")
+
+
 class Model:
     """A network and the backend that computes it.
 
@@ -177,12 +182,12 @@ def identify(
     name = meta.get("general.architecture") if raw is None else huggingface.architecture(raw)
     if not isinstance(name, str) or name not in names():
         raise FormatError(path, "architecture", found=repr(name), expected=" or ".join(names()))
-    module = importlib.import_module(f"{__name__}.{name}")
+    found = module(name)
     if raw is not None:
-        meta, tensors = huggingface.translate(raw, tensors, module, path)
+        meta, tensors = huggingface.translate(raw, tensors, found, path)
     else:  # what edgeq tells itself under such names no file may say
         meta = {k: v for k, v in meta.items() if not k.startswith("edgeq.")}
-    return module, meta, tensors
+    return found, meta, tensors
 
 
 def load(
@@ -201,11 +206,11 @@ def load(
     `threads` None takes one for each core, `cache_types` None the backend's usual one; `release` is called
     with bytes of matrices that were copied, as ``files.release`` wants them.
     """
-    module, meta, tensors = identify(meta, tensors, path)
+    found, meta, tensors = identify(meta, tensors, path)
     ops = kernels.backend(backend)
     threads = threads or kernels.cores()
     keys, values = kernels.cache_types(backend, *cache_types)
     weights = Weights(tensors, ops, path, progress, release, lambda: turn(ops, threads))
-    network = module.network(meta, weights)
+    network = found.network(meta, weights)
     ops.ready(progress)
     return Model(network, backend, threads, (keys, values))

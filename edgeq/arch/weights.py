@@ -71,7 +71,7 @@ class Weights:
 
     def linear(self, cols: int, rows: Mapping[str, int], *, batches: bool = True) -> Any:
         """x @ Wᵀ + b of several matrices stacked, e.g. ``linear(576, {"blk.0.attn_q": 576, "blk.0.attn_k":
-        192})``; `names` of the result are those of the matrices.
+        192})``; the result has their `names` and `shapes`.
         """
         matrices = [self.tensor(f"{name}.weight", n, cols) for name, n in rows.items()]
         biases = [self.optional_vector(f"{name}.bias", n) for name, n in rows.items()]
@@ -87,7 +87,7 @@ class Weights:
             self._report()
         with self.turn():
             f = self.ops.linear(matrices, bias, batches=batches, release=self.release)
-        f.names = tuple(m.name for m in matrices)
+        f.names, f.shapes = tuple(m.name for m in matrices), tuple(m.shape for m in matrices)
         self.done += sum(m.nbytes for m in matrices)
         self._report()
         return f

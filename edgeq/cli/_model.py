@@ -48,6 +48,18 @@ def option(*names: str, **settings: Any) -> click.Option:
     return click.Option(names, **settings)
 
 
+def adapters(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> list[tuple[str, float]]:
+    """("pirate", "polite:0.5") -> [("pirate", 1.0), ("polite", 0.5)]."""
+    found = []
+    for value in values:
+        name, _, scale = value.rpartition(":")
+        try:
+            found.append((name, float(scale)) if name else (value, 1.0))
+        except ValueError:  # a colon in the path
+            found.append((value, 1.0))
+    return found
+
+
 COUNT, NUMBER, SHARE = click.IntRange(0), click.FloatRange(0), click.FloatRange(0, 1)
 CacheType = Literal["f32", "f16", "q8_0"]
 CACHE_TYPE = click.Choice(get_args(CacheType))
@@ -66,6 +78,8 @@ LOADING = (
     option("--chat-template", metavar="TEXT", help="Jinja, or the name of a built-in template."),
     option("--chat-template-file", type=TEXT_FILE, help="A file with one."),
     option("--unknown-pre", metavar="NAME", help="Pre-tokenizer for a file whose own edgeq does not know."),
+    option("--lora", metavar="ADAPTER[:SCALE]", multiple=True, callback=adapters,
+            help="A PEFT folder or GGUF file with a LoRA adapter; of several, all are added."),
     option("--check-tensors", is_flag=True, help="Refuse a model whose weights are not all finite numbers."),
     option("--force", is_flag=True, help="Load the model even if it does not seem to fit in memory."),
     option("-v", "--verbose", is_flag=True, help="Tell about memory and timings."),
@@ -136,6 +150,7 @@ def open_model(
     chat_template: str | None = None,
     chat_template_file: Path | None = None,
     unknown_pre: str | None = None,
+    lora: Sequence[tuple[str, float]] = (),
     check_tensors: bool = False,
     force: bool = False,
     verbose: bool = False,
@@ -167,6 +182,7 @@ def open_model(
                 cache_type_v=cache_type_v,
                 chat_template=chat_template_file or chat_template,
                 unknown_pre=unknown_pre,
+                lora=lora,
                 check=check,
                 progress=report,
             )

@@ -29,7 +29,6 @@ from ..errors import EdgeqError, FormatError
 from ..files import gguf, gguf_writer, safetensors, safetensors_writer, strict_json
 from ..files.output import Entry, whole
 from ..files.source import Allowance, inside
-from ..tensor import Tensor
 from .lora import Adapter, Pair, Settings, module_name
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -54,16 +53,15 @@ def read(path: Path, module: ModuleType, config: Config) -> Adapter:
     return _from_gguf(path, config)
 
 
-def check(path: object, adapter: Adapter, tensors: Mapping[str, Tensor]) -> None:
-    """FormatError unless every matrix and bias of the adapter is one of the model, of that shape."""
-    for name, pair in adapter.pairs.items():
-        shape, found = (len(pair.b), pair.a.shape[1]), tensors.get(name)
-        if found is None or found.shape != shape:
-            expected = "no such tensor" if found is None else f"one of {found.shape}"
-            raise FormatError(path, f"pair of {name}", found=f"a matrix of {shape}", expected=expected)
-    for name, bias in adapter.biases.items():
-        if name not in tensors or tensors[name].shape != bias.shape:
-            raise FormatError(path, name, found=f"a bias of {bias.shape}", expected="one that the model has")
+def check(path: object, adapter: Adapter, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """FormatError unless every matrix and bias of the adapter is one of the model, which has these shapes."""
+    wanted = {name: (len(pair.b), pair.a.shape[1]) for name, pair in adapter.pairs.items()}
+    wanted |= {name: bias.shape for name, bias in adapter.biases.items()}
+    for name, shape in wanted.items():
+        if shapes.get(name) != shape:
+            found = f"one of {shapes[name]}" if name in shapes else "no such tensor"
+            hint = "It is an adapter for another model"
+            raise FormatError(path, name, found=f"a change of {shape}", expected=found, hint=hint)
 
 
 def ordered(w: np.ndarray, name: str, *, config: Config, given: bool, wanted: bool) -> np.ndarray:

@@ -128,7 +128,8 @@ def chosen(targets: Sequence[str], module: ModuleType, tensors: Sequence[str]) -
 def attach(network: Network, settings: Settings, seed: int) -> tuple[dict[str, Var], Dropout]:
     """Put pairs beside the linears of a network; what learns, by name, and the dropout that they share."""
     rng, dropout = np.random.default_rng(seed), Dropout(settings.lora_dropout, seed)
-    tensors = [name for linear in network.linears() for name in linear.names]
+    tied = "token_embd.weight"  # an output matrix that is the embedding, too, gets no pair
+    tensors = [name for linear in network.linears() for name in linear.names if name != tied]
     targets = set(chosen(settings.target_modules, network.module, tensors))
     learned: dict[str, Var] = {}
     for linear in network.linears():
