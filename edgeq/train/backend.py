@@ -36,7 +36,12 @@ class Frozen:
 
     def __init__(self, tensors: Sequence[Tensor], hold: bool) -> None:
         self.tensors, self.rows = tensors, sum(t.rows for t in tensors)
-        self.weight = np.concatenate([formats.dequantize(t) for t in tensors]) if hold else None
+        self.weight: np.ndarray | None = None
+        if hold:
+            w = np.empty((self.rows, tensors[0].cols), np.float32)
+            for rows, panel in self.panels():
+                w[rows] = panel
+            self.weight = w
 
     def panels(self) -> Iterator[tuple[slice, np.ndarray]]:
         """Some rows, and their weights."""

@@ -28,7 +28,7 @@ from .backend import Network
 from .data import Batch, Order
 from .tape import Numbers, Var
 
-ROWS = 128  # of logits that are in memory at once
+ROWS = 32  # of logits that are in memory at once
 STATE, STEPS = "state.safetensors", "state.json"
 
 Loss = Callable[[Numbers, np.ndarray, np.ndarray], Numbers]  # logits, targets, weights -> a number

@@ -56,8 +56,8 @@ def train_lora(
     """
     path, folder = catalog.resolve(model, progress), Path(folder)
     meta, tensors = files.read(path)
-    words = tokenizer.from_huggingface(path) if path.is_dir() else tokenizer.from_gguf(meta, path)
-    examples = data.read(Path(data_file), words, chat_template or words.chat_template, length)
+    examples = _examples(path, meta, Path(data_file), chat_template, length)
+    meta = {key: value for key, value in meta.items() if not key.startswith("tokenizer.")}
     batch, accumulate = options.get("batch", 1), options.get("accumulate", 1)
     order = data.Order(examples, batch, options.get("seed", 0))
     if steps is None:
@@ -85,3 +85,11 @@ def train_lora(
 
     loop.run(progress, saved)
     return Outcome(folder, loop.curve)
+
+
+def _examples(
+    path: Path, meta: dict[str, Any], data_file: Path, chat_template: str | None, length: int
+) -> list[data.Example]:
+    """The examples of a file; the tokenizer, which is large, is needed no longer."""
+    words = tokenizer.from_huggingface(path) if path.is_dir() else tokenizer.from_gguf(meta, path)
+    return data.read(data_file, words, chat_template or words.chat_template, length)

@@ -25,7 +25,8 @@ from ..kernels.rope import rotate
 Pull = Callable[[np.ndarray], np.ndarray]  # gradient of a result -> gradient of an argument
 Numbers = Any  # Var or np.ndarray
 NUMBER = count()
-QUERIES = 256  # rows of attention scores that are in memory at once
+QUERIES = 64  # positions whose attention scores are in memory at once
+ROWS = 32  # of a gate that are computed together, and stay in a core's cache
 
 
 class Node:
@@ -217,24 +218,32 @@ def gated(gate_up: Numbers, activation: str) -> Numbers:
     """activation(gate) * up, of gate_up (n, 2 ffn) -> (n, ffn)."""
     a, f, slope = value(gate_up), ACTIVATIONS[activation], SLOPES[activation]
     half = a.shape[1] // 2
+    blocks = [slice(start, start + ROWS) for start in range(0, len(a), ROWS)]
 
     def pull(g: np.ndarray) -> np.ndarray:
-        gate, up = a[:, :half], a[:, half:]
-        y, grad = f(gate), np.empty_like(a)
-        np.multiply(g, up, out=grad[:, :half])
-        grad[:, :half] *= slope(gate, y)
-        np.multiply(g, y, out=grad[:, half:])
+        grad = np.empty_like(a)
+        for rows in blocks:
+            gate, up = a[rows, :half], a[rows, half:]
+            y = f(gate)
+            np.multiply(g[rows], y, out=grad[rows, half:])
+            up = g[rows] * up
+            np.multiply(up, slope(gate, y), out=grad[rows, :half])
         return grad
 
-    return record(f(a[:, :half]) * a[:, half:], (gate_up, pull))
+    out = np.empty((len(a), half), a.dtype)
+    for rows in blocks:
+        np.multiply(f(a[rows, :half]), a[rows, half:], out=out[rows])
+    return record(out, (gate_up, pull))
 
 
 def rotary(x: Numbers, cos: np.ndarray, sin: np.ndarray, interleaved: bool, heads: int) -> Numbers:
     """The first heads of x (n, all heads, head_dim) turned by the angles (n, dims / 2) of their positions."""
 
     def turned(x: np.ndarray, sin: np.ndarray) -> np.ndarray:
-        first = rotate(x[:, :heads], cos, sin, interleaved)
-        return np.concatenate([first, x[:, heads:]], axis=1)
+        out = np.empty(x.shape, x.dtype)
+        out[:, :heads] = rotate(x[:, :heads], cos, sin, interleaved)
+        out[:, heads:] = x[:, heads:]
+        return out
 
     return record(turned(value(x), sin), (x, lambda g: turned(g, -sin)))
 
@@ -271,7 +280,7 @@ def attention(
         return [by_head(x) for x in np.split(a, [heads, heads + kv_heads], axis=1)]
 
     def blocks() -> Any:
-        """Rows of queries, the keys that one of them may see, and which of those each does not."""
+        """Rows of queries, the keys that one of them may see, and -inf for those that each does not."""
         for start in range(0, n, QUERIES):
             stop = min(start + QUERIES, n)
             first = max(start - window + 1, 0) if window else 0
@@ -279,18 +288,19 @@ def attention(
             hidden = seen > position
             if window:
                 hidden |= seen <= position - window
-            yield slice(start * group, stop * group), slice(first, stop), np.repeat(hidden, group, axis=0)
+            mask = np.where(hidden, a.dtype.type(-np.inf), a.dtype.type(0)).repeat(group, axis=0)
+            yield slice(start * group, stop * group), slice(first, stop), mask
 
-    def scores(q: np.ndarray, k: np.ndarray, hidden: np.ndarray) -> np.ndarray:
+    def scores(q: np.ndarray, k: np.ndarray, mask: np.ndarray) -> np.ndarray:
         s = (q * factor) @ k.swapaxes(1, 2)
-        s[:, hidden] = -np.inf
+        s += mask
         return s
 
     q, k, v = split(a)
     y = np.empty_like(q)
     logs = np.empty(q.shape[:2], a.dtype)
-    for rows, keys, hidden in blocks():
-        p = scores(q[:, rows], k[:, keys], hidden)
+    for rows, keys, mask in blocks():
+        p = scores(q[:, rows], k[:, keys], mask)
         top = p.max(axis=2)
         p -= top[..., None]
         np.exp(p, out=p)
@@ -304,8 +314,8 @@ def attention(
         (q, k, v), dy = split(a), by_head(g.reshape(len(a), heads, dim))
         delta = np.einsum("hnd,hnd->hn", dy, by_head(out.reshape(len(a), heads, dim)))
         dq, dk, dv = np.empty_like(q), np.zeros_like(k), np.zeros_like(v)
-        for rows, keys, hidden in blocks():
-            p = scores(q[:, rows], k[:, keys], hidden)
+        for rows, keys, mask in blocks():
+            p = scores(q[:, rows], k[:, keys], mask)
             p -= logs[:, rows, None]
             np.exp(p, out=p)
             dv[:, keys] += p.swapaxes(1, 2) @ dy[:, rows]
@@ -324,7 +334,8 @@ def attention(
 def _log_softmax(x: np.ndarray) -> np.ndarray:
     """log(softmax(x)) over the last axis."""
     x = x - x.max(axis=-1, keepdims=True)
-    x -= np.log(np.exp(x).sum(axis=-1, keepdims=True))
+    for row in x:  # which stays in a core's cache
+        row -= np.log(np.exp(row).sum())
     return x
 
 
