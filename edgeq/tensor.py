@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from .inputs import Inputs
+
 
 class Tensor(NamedTuple):
     """A named array as a file stores it.
@@ -24,6 +26,7 @@ class Tensor(NamedTuple):
     i8.
     order : int32 (cols,), which column of the weight each stored column is, where groups that share a scale
     are no neighbors in it; None where columns are in their own order.
+    inputs : how what the matrix is multiplied with is rounded; None leaves that to who computes.
     """
 
     name: str
@@ -32,6 +35,7 @@ class Tensor(NamedTuple):
     data: np.ndarray
     parts: Mapping[str, np.ndarray] = MappingProxyType({})
     order: np.ndarray | None = None
+    inputs: Inputs | None = None
 
     @property
     def rows(self) -> int:

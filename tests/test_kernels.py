@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from matrices import random_lanes, random_tensor
 
 from edgeq import formats
+from edgeq.inputs import Inputs
 from edgeq.kernels import activations, jit, matmul, numba_backend, simd
 from edgeq.kernels.cache import KVCache
 from edgeq.kernels.heads import Heads
@@ -124,17 +125,21 @@ def test_no_plausible_number_comes_of_one_that_is_none(bad, n):
         assert not np.isfinite(y[-1]).any()
 
 
-@pytest.mark.parametrize("fine", [False, True])
-def test_activation_codes_are_the_twins(fine):
+@pytest.mark.parametrize(
+    ("fine", "inputs"),
+    [(False, activations.ANY), (True, activations.ANY), (False, Inputs("token"))]
+    + [(False, Inputs("tensor", 0.03, zero)) for zero in (0, -90, 127)],
+)
+def test_activation_codes_are_the_twins(fine, inputs):
     rng = np.random.default_rng(7)
     x = (rng.standard_normal((7, 96)) * 10 ** rng.uniform(-3, 3, (7, 1))).astype(np.float32)
     x[0] = 0
     codes = np.empty(x.shape, np.int16 if fine else np.int8)
     scale = np.empty((7, 3, 1), np.float32)
-    want, want_scale, want_sums = activations.quantize_numpy(x, fine)
+    want, want_scale, want_sums = activations.quantize_numpy(x, fine, inputs)
     for parts, kind, zero in ((1, np.int32, 8), (2, np.int32, 128), (1, np.float32, 0)):
         sums = np.empty((7, 3 * parts, 1), kind)
-        quantize_rows(x, codes, scale, sums, np.int32(zero))
+        quantize_rows(x, codes, scale, sums, np.int32(zero), *activations.rule(inputs))
         of_groups = want_sums.reshape(7, 3 * parts, -1).sum(axis=2)
         kept = of_groups * want_scale if kind is np.float32 else -zero * of_groups
         np.testing.assert_array_equal(sums[:, :, 0], kept.astype(kind))
@@ -144,10 +149,10 @@ def test_activation_codes_are_the_twins(fine):
     np.testing.assert_array_equal(scale[:, :, 0], want_scale)
 
 
-def quantize_rows(x, codes, scale, sums, zero):
+def quantize_rows(x, codes, scale, sums, zero, given, shift):
     """Quantize every token by the compiled function."""
     for token in range(len(x)):
-        activations.quantize_row(x, codes, scale, sums, zero, token)
+        activations.quantize_row(x, codes, scale, sums, zero, given, shift, token)
 
 
 @settings(deadline=None, max_examples=60)

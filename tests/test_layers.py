@@ -22,8 +22,9 @@ LAYERS = [
     {"arch"},
     {"kernels"},
     {"formats"},
+    {"observers"},
     {"ranges", "rounding", "search", "uniform"},
-    {"errors", "grid", "paths", "tensor"},
+    {"errors", "grid", "inputs", "paths", "tensor"},
 ]
 HEIGHT = {room: len(LAYERS) - i for i, layer in enumerate(LAYERS) for room in layer}
 

@@ -216,12 +216,12 @@ def share(unit, units, count):
 
 
 @njit(nogil=True)
-def quantize_tokens(unit, x, codes, scale, sums, zero):
+def quantize_tokens(unit, x, codes, scale, sums, zero, given, shift):
     """Quantize the tokens of a tile; those that are not there become zeros, for arithmetic is slow on the
     smallest numbers, of which any memory is full.
     """
     for t in range(unit * TOKENS, min(unit * TOKENS + TOKENS, x.shape[0])):
-        quantize_row(x, codes, scale, sums, zero, t)
+        quantize_row(x, codes, scale, sums, zero, given, shift, t)
     for t in range(max(0, x.shape[0] - unit * TOKENS), TOKENS):
         scale[unit, :, t] = 0
         sums[unit, :, t] = 0
@@ -242,9 +242,11 @@ def one_unit(unit, units, w, runs, table, codes, scale, sums, out, column):
 
 
 @kernel()
-def one(state, w, runs, table, zero, x, codes, scale, sums, out, column):
-    """out[0, column:] = x Wᵀ for one token; w (groups, records) of `runs` runs, x f32 (1, cols), out f32."""
-    quantize_row(x, codes, scale, sums, zero, 0)
+def one(state, w, runs, table, zero, x, given, shift, codes, scale, sums, out, column):
+    """out[0, column:] = x Wᵀ for one token; w (groups, records) of `runs` runs, x f32 (1, cols), out f32; for
+    given and shift see `quantize_row`.
+    """
+    quantize_row(x, codes, scale, sums, zero, given, shift, 0)
     units = unit_count(state, w, -(-w.shape[0] // STREAMS))
     job = pool.job(one_unit, (units, w, runs, table, codes, scale, sums, out, column))
     pool.run(state, units, job)
@@ -264,9 +266,10 @@ def many_unit(unit, units, w, runs, table, codes, scale, sums, out, column):
 
 
 @kernel()
-def many(state, w, runs, table, zero, x, codes, scale, sums, out, column):
+def many(state, w, runs, table, zero, x, given, shift, codes, scale, sums, out, column):
     """out[:n, column:] = x Wᵀ for n tokens; codes, scale, sums and out have whole tiles of TOKENS rows."""
-    pool.run(state, out.shape[0] // TOKENS, pool.job(quantize_tokens, (x, codes, scale, sums, zero)))
+    job = pool.job(quantize_tokens, (x, codes, scale, sums, zero, given, shift))
+    pool.run(state, out.shape[0] // TOKENS, job)
     units = unit_count(state, w, w.shape[0])
     job = pool.job(many_unit, (units, w, runs, table, codes, scale, sums, out, column))
     pool.run(state, units, job)

@@ -6,8 +6,11 @@ from functools import cache
 import numpy as np
 
 from .. import formats
+from ..inputs import Inputs
 from ..tensor import Tensor
-from . import amx, attention_amx, codebooks, elementwise, jit, matmul, matmul_amx, pool, scratch, simd
+from . import (
+    activations, amx, attention_amx, codebooks, elementwise, jit, matmul, matmul_amx, pool, scratch, simd,
+)  # fmt: skip
 from . import attention as attention_kernel
 from .cache import KVCache
 from .heads import Heads
@@ -42,11 +45,14 @@ def is_ternary(lanes: Lanes) -> bool:
 
 
 class Product:
-    """x Wᵀ for one prepared matrix, written into columns of a wider output; `order` says which column of W
-    each of its columns is, if they are not in their own order: then x is brought into it first.
+    """x Wᵀ for one prepared matrix, written into columns of a wider output.
+
+    order : int (cols,), which column of W each of its columns is, if they are not in their own order: then x
+        is brought into it first.
+    inputs : how x is rounded; what a zero point adds to y is left to the bias.
     """
 
-    def __init__(self, lanes: Lanes, order: np.ndarray | None = None) -> None:
+    def __init__(self, lanes: Lanes, order: np.ndarray | None = None, inputs: Inputs | None = None) -> None:
         self.rows, self.cols, self.is_float = lanes.rows, lanes.cols, lanes.is_float
         self.order = None if order is None else np.ascontiguousarray(order, np.int32)
         self.w = kernel_view(lanes.data)
@@ -59,6 +65,7 @@ class Product:
             if simd.PATH.amx:
                 self.coarse = matmul_amx.many_float.entry(state, self.w, x, self.tiles(0), out, 0)
             return
+        self.rule, self.bound = activations.rule(inputs), inputs is not None
         names = lanes.data.dtype.names
         self.record_runs = lanes.data.dtype[next(p for p in PLANE_BYTES if p in names)].shape[0]
         self.runs = self.w.shape[1] * self.record_runs
@@ -67,14 +74,16 @@ class Product:
         self.table = lanes.table
         self.zero = np.int32(simd.WIDE_BIAS if "p8" in names or "t4" in names else lanes.zero)
         # ternary models are trained with activations of 8 bits, the others notice them
-        self.codes = np.int8 if is_ternary(lanes) else np.int16
+        self.codes = np.int8 if self.bound or is_ternary(lanes) else np.int16
         fixed = state, self.w, self.record_runs, self.table, self.zero, x
-        self.one = matmul.one.entry(*fixed, *self.scratch(1, self.codes), out, 0)
-        self.many = matmul.many.entry(*fixed, *self.scratch(1, self.codes), out, 0)
-        if simd.PATH.amx:
+        self.one = matmul.one.entry(*fixed, *self.rule, *self.scratch(1, self.codes), out, 0)
+        self.many = matmul.many.entry(*fixed, *self.rule, *self.scratch(1, self.codes), out, 0)
+        if self.bound:
+            self.coarse = self.many
+        elif simd.PATH.amx:
             self.coarse = matmul_amx.many.entry(*fixed, self.tiles(0), out, 0)
         else:
-            self.coarse = matmul.many.entry(*fixed, *self.scratch(1, np.int8), out, 0)
+            self.coarse = matmul.many.entry(*fixed, *self.rule, *self.scratch(1, np.int8), out, 0)
 
     def tiles(self, n: int) -> np.ndarray:
         """Room for n tokens, whole tiles, as the matrix unit takes them; in halves where they are split."""
@@ -107,13 +116,13 @@ class Product:
             (self.one if len(x) == 1 else self.many)(pool.state(), self.w, x, out, column)
             return
         fixed = pool.state(), self.w, self.record_runs, self.table, self.zero, x
-        if len(x) < FINE_TOKENS:
+        if len(x) < FINE_TOKENS or self.bound:
             f = self.one if len(x) == 1 else self.many
-            f(*fixed, *self.scratch(len(out), self.codes), out, column)
+            f(*fixed, *self.rule, *self.scratch(len(out), self.codes), out, column)
         elif simd.PATH.amx:
             self.coarse(*fixed, self.tiles(len(out)), out, column)
         else:
-            self.coarse(*fixed, *self.scratch(len(out), np.int8), out, column)
+            self.coarse(*fixed, *self.rule, *self.scratch(len(out), np.int8), out, column)
 
 
 class Linear:
@@ -161,6 +170,7 @@ def linear(
             stacks[-1].append(t)
         else:
             stacks.append([t])
+    bias = shifted(tensors, bias)
     products = [product(stack, release) for stack in stacks]
     for p in products:
         WANTED.update([p.one, p.many] if batches else [p.one])
@@ -173,18 +183,30 @@ def product(stack: Sequence[Tensor], release: Callable[[np.ndarray], None]) -> P
     """The product with the stacked rows of tensors that are alike."""
     if stack[0].format in formats.VECTORS:
         return codebooks.Product(stack[0], release)
-    return Product(prepare(stack, release), stack[0].order)
+    return Product(prepare(stack, release), stack[0].order, stack[0].inputs)
 
 
 def alike(a: Tensor, b: Tensor) -> bool:
     """Whether rows of the two can be rows of one matrix."""
     if a.format != b.format or a.format in formats.VECTORS or a.parts.keys() != b.parts.keys():
         return False
-    if any(a.parts[key].shape[1:] != b.parts[key].shape[1:] for key in a.parts):
+    if a.inputs != b.inputs or any(a.parts[key].shape[1:] != b.parts[key].shape[1:] for key in a.parts):
         return False
     if a.order is None or b.order is None:
         return a.order is b.order
     return np.array_equal(a.order, b.order)
+
+
+def shifted(tensors: Sequence[Tensor], bias: np.ndarray | None) -> np.ndarray | None:
+    """The bias float32 (rows,), less what zero points of the inputs make of codes."""
+    if not any(t.inputs and t.inputs.zero for t in tensors):
+        return bias
+    sums = []
+    for t in tensors:
+        _, scale, zero = t.inputs or activations.ANY
+        sums.append(formats.dequantize(t).sum(axis=1, dtype=np.float64) * (scale * zero))
+    less = np.concatenate(sums)
+    return ((0 if bias is None else bias) - less).astype(np.float32)
 
 
 def embedding(tensor: Tensor) -> Callable[[np.ndarray], np.ndarray]:

@@ -4,10 +4,12 @@ specification of what the fast kernels compute.
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from itertools import groupby
 
 import numpy as np
 
 from .. import formats
+from ..inputs import Inputs, rounded
 from ..tensor import Tensor
 from .cache import KVCache
 from .heads import Heads
@@ -17,13 +19,15 @@ CACHE_TYPES = ("f32", "f16", "q8_0")
 
 
 class Linear:
-    """y = x @ Wᵀ + b with W float32 (rows, cols), x (n, cols), y (n, rows)."""
+    """y = x @ Wᵀ + b with W float32 (rows, cols), x (n, cols), y (n, rows); W in parts, each with the way in
+    which its x is rounded.
+    """
 
-    def __init__(self, weight: np.ndarray, bias: np.ndarray | None) -> None:
-        self.weight, self.bias = weight, bias
+    def __init__(self, parts: list[tuple[Inputs | None, np.ndarray]], bias: np.ndarray | None) -> None:
+        self.parts, self.bias = parts, bias
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
-        y = x @ self.weight.T
+        y = np.concatenate([rounded(x, inputs) @ weight.T for inputs, weight in self.parts], axis=1)
         return y if self.bias is None else y + self.bias
 
 
@@ -37,10 +41,11 @@ def linear(
     """A matrix product with the rows of the tensors stacked; `batches` says that it will see many tokens at
     once, and `release` is told what bytes are not needed any more.
     """
-    weight = np.concatenate([formats.dequantize(t) for t in tensors])
+    alike = groupby(tensors, key=lambda t: t.inputs)
+    parts = [(inputs, np.concatenate([formats.dequantize(t) for t in some])) for inputs, some in alike]
     for t in tensors:
         release(t.data)
-    return Linear(weight, bias)
+    return Linear(parts, bias)
 
 
 def embedding(tensor: Tensor) -> Callable[[np.ndarray], np.ndarray]:
