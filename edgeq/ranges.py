@@ -7,14 +7,15 @@
     cross_entropy  for logits: the least change of the probabilities
 
 Each takes values float32 (n, size), the number of bits, whether the grid is symmetric, and the importance of
-the values, which only `mse` regards; and gives the ends float32 (n, 1) of the n ranges. A wider range clips
-less and rounds more coarsely.
+the values, as if each were there that many times; and gives the ends float32 (n, 1) of the n ranges. A wider
+range clips less and rounds more coarsely.
 
 Sources: Nagel et al., A White Paper on Neural Network Quantization, 2021, section 3.1 (mse, cross-entropy);
 Migacz, 8-bit Inference with TensorRT, GTC 2017 (entropy).
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 
@@ -51,7 +52,7 @@ def rounded(w: np.ndarray, low: np.ndarray, high: np.ndarray, bits: int, symmetr
 
 
 def minmax(w: np.ndarray, bits: int, symmetric: bool, importance: Importance = None) -> Range:
-    """From the smallest value to the largest."""
+    """From the smallest value to the largest, important or not."""
     return w.min(axis=1, keepdims=True), w.max(axis=1, keepdims=True)
 
 
@@ -59,22 +60,32 @@ def percentile(
     w: np.ndarray, bits: int, symmetric: bool, importance: Importance = None, *, percent: float = 99.9
 ) -> Range:
     """The middle `percent` of the values; of their magnitudes, if symmetric."""
+    find = partial(np.percentile, axis=1, keepdims=True)
+    if importance is not None:  # NumPy weighs with this method only, which takes no means of two values
+        find = partial(find, weights=importance, method="inverted_cdf")
     if symmetric:
-        high = np.percentile(np.abs(w), percent, axis=1, keepdims=True).astype(np.float32)
+        high = find(np.abs(w), percent).astype(np.float32)
         return -high, high
     tails = (100 - percent) / 2, (100 + percent) / 2
-    low, high = np.percentile(w, tails, axis=1, keepdims=True).astype(np.float32)
+    low, high = find(w, tails).astype(np.float32)
     return low, high
 
 
-def mse(w: np.ndarray, bits: int, symmetric: bool, importance: Importance = None) -> Range:
-    """The part of the whole range with the least squared error, weighted by the importance if given."""
+def mse(
+    w: np.ndarray,
+    bits: int,
+    symmetric: bool,
+    importance: Importance = None,
+    *,
+    shrinks: np.ndarray = SHRINKS,
+) -> Range:
+    """The part of the whole range, of those tried, with the least squared error."""
     low, high = minmax(w, bits, symmetric)
     weight = np.float32(1) if importance is None else importance
     errors = [
-        (weight * (w - rounded(w, low * s, high * s, bits, symmetric)) ** 2).sum(axis=1) for s in SHRINKS
+        (weight * (w - rounded(w, low * s, high * s, bits, symmetric)) ** 2).sum(axis=1) for s in shrinks
     ]
-    best = SHRINKS[np.argmin(errors, axis=0)][:, None]
+    best = shrinks[np.argmin(errors, axis=0)][:, None]
     return low * best, high * best
 
 
@@ -90,7 +101,9 @@ def entropy(w: np.ndarray, bits: int, symmetric: bool, importance: Importance = 
     levels = 2 ** (bits - 1)
     place = np.minimum(np.abs(w) * inverse(largest) * BINS, BINS - 1).astype(np.int64)
     rows = np.arange(len(w))[:, None] * BINS
-    counts = np.bincount((rows + place).reshape(-1), minlength=len(w) * BINS).reshape(-1, BINS) / w.shape[1]
+    weights = None if importance is None else importance.reshape(-1)
+    counts = np.bincount((rows + place).reshape(-1), weights, len(w) * BINS).reshape(-1, BINS)
+    counts = counts / counts.sum(axis=1, keepdims=True)
     ends = np.unique(np.maximum(levels, np.arange(BINS // 128, BINS + 1, BINS // 128)))
     best = ends[np.argmin([_divergence(counts, end, levels) for end in ends], axis=0)][:, None]
     threshold = (best * largest / BINS).astype(np.float32)
