@@ -1,14 +1,13 @@
 """Inputs: how the numbers that a matrix is multiplied with are rounded to 8 bits, where its file says so.
 
-    x ≈ scale * (q - zero)        q = -127 … 127
+    x ≈ scale * (q - zero)        q = -128 … 127
 
     static     tensor    scale and zero are fixed; calibration found them
     dynamic    token     scale = max|x| / 127 of a token, when it is there
                block     the same of 32 neighbors in a token
 
 A file that says nothing leaves it to who computes. One that does was made, and measured, with just these
-codes, so they are taken for one token as for many. -128 is none of them: some processors' products need the
-code's negative.
+codes, so they are taken for one token as for many.
 """
 
 from typing import NamedTuple
@@ -47,7 +46,7 @@ def encode(x: np.ndarray, inputs: Inputs, largest: int = LARGEST) -> tuple[np.nd
     else:
         scale = np.abs(groups).max(axis=2) / np.float32(largest)
     over = np.divide(1, scale, out=np.zeros_like(scale), where=scale > SMALLEST)
-    codes = np.rint(np.clip(groups * over[:, :, None] + np.float32(inputs.zero), -largest, largest))
+    codes = np.rint(np.clip(groups * over[:, :, None] + np.float32(inputs.zero), -largest - 1, largest))
     return codes.reshape(n, -1)[:, :cols], scale
 
 

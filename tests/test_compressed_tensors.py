@@ -11,6 +11,7 @@ from safetensors import safe_open
 
 from edgeq import EdgeqError, FormatError, arch, cli, files, formats, quantizers
 from edgeq.convert.huggingface import to_huggingface
+from edgeq.inputs import Inputs
 
 SCHEMES = [(bits, symmetric) for bits in (2, 3, 4, 8) for symmetric in (True, False)]
 
@@ -127,6 +128,85 @@ def test_writing(tmp_path, bits, symmetric):
             assert np.array_equal(stored, zero if bits == 8 else words(zero.T, bits).T)
     weights = meta["config"]["quantization_config"]["config_groups"]["group_0"]["weights"]
     assert weights == quantization(bits, symmetric)["config_groups"]["group_0"]["weights"]
+
+
+def activations(strategy, **own):
+    """A scheme for inputs."""
+    made = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": strategy, "dynamic": True}
+    return {"input_activations": made | own}
+
+
+def save_with_inputs(folder, scheme, **more):
+    tensors, _ = layer(8, True, np.random.default_rng(0), groups=1)
+    quantized = quantization(8, True, "channel")
+    quantized["config_groups"]["group_0"] |= scheme
+    return save(folder, tensors | more, quantized)
+
+
+@pytest.mark.parametrize(
+    ("scheme", "more", "inputs"),
+    [
+        (activations("token"), {}, Inputs("token")),
+        (activations("group", group_size=32), {}, Inputs("block")),
+        (activations(None), {}, Inputs("token")),
+        (
+            activations("tensor", dynamic=False),
+            {"a.input_scale": np.array([0.25], np.float16)},
+            Inputs("tensor", 0.25, 0),
+        ),
+        (
+            activations("tensor", dynamic=False, symmetric=False),
+            {"a.input_scale": np.array(0.5, np.float32), "a.input_zero_point": np.array([-7], np.int8)},
+            Inputs("tensor", 0.5, -7),
+        ),
+        ({"input_activations": None, "output_activations": None}, {}, None),
+    ],
+)
+def test_reading_of_inputs(tmp_path, scheme, more, inputs):
+    read = files.read(save_with_inputs(tmp_path, scheme, **more))[1]
+    assert read.keys() == {"a.weight"}
+    assert read["a.weight"].inputs == inputs
+
+
+@pytest.mark.parametrize(
+    "scheme",
+    [
+        activations("tensor"),
+        activations("channel"),
+        activations("group", group_size=128),
+        activations("token", dynamic=False),
+        activations("token", symmetric=False),
+        activations("token", num_bits=4),
+        activations("token", type="float"),
+        activations("tensor", dynamic="local"),
+        {"input_activations": 8},
+        {"output_activations": {"num_bits": 8}},
+    ],
+)
+def test_inputs_of_other_kinds_are_refused(tmp_path, scheme):
+    with pytest.raises(FormatError, match=next(iter(scheme))):
+        files.read(save_with_inputs(tmp_path, scheme))
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({}, "a.input_scale: found none"),
+        ({"a.input_scale": np.ones(3, np.float32)}, "a.input_scale: found shape"),
+        ({"a.input_scale": np.ones(1, np.int8)}, "a.input_scale: found shape"),
+        ({"a.input_scale": np.zeros(1, np.float32)}, "a.input_scale: found 0, expected a finite positive"),
+        ({"a.input_scale": np.full(1, np.nan, np.float32)}, "a.input_scale: found nan"),
+        ({"a.input_scale": np.ones(1, np.float32)}, "a.input_zero_point: found none"),
+        (
+            {"a.input_scale": np.ones(1, np.float32), "a.input_zero_point": np.ones(2, np.int8)},
+            "a.input_zero_point: found shape",
+        ),
+    ],
+)
+def test_unsound_scales_of_inputs_are_named(tmp_path, more, message):
+    scheme = activations("tensor", dynamic=False, symmetric=False)
+    with pytest.raises(FormatError, match=message):
+        files.read(save_with_inputs(tmp_path, scheme, **more))
 
 
 def test_such_a_folder_runs_and_becomes_a_file(tmp_path):

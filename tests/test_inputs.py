@@ -23,7 +23,7 @@ def test_by_hand():
     np.testing.assert_array_equal(rounded(x, Inputs("tensor", 0.5, 2)), [[1, 0, 0.5, 9], [0, 0, 0, 0]])
     # beyond the codes: 127 * 0.05, and (127 + 100) * 0.05 with a zero point of -100
     np.testing.assert_allclose(rounded(x, Inputs("tensor", 0.05))[0, 3], 6.35)
-    np.testing.assert_allclose(rounded(-x, Inputs("tensor", 0.05))[0, 3], -6.35)
+    np.testing.assert_allclose(rounded(-x, Inputs("tensor", 0.05))[0, 3], -6.4)
     np.testing.assert_allclose(rounded(x, Inputs("tensor", 0.05, -100))[0, 3], 9)
     # 9 / 127 is the step of the first token; the second has none
     step = 9 / 127

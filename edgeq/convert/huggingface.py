@@ -140,12 +140,17 @@ def write(
     progress: Progress | None = None,
 ) -> Path:
     """Write a source as `to_huggingface` does, its linear layers as the target says; without one and with
-    "auto", matrices in AQLM stay so.
+    "auto", matrices in AQLM stay so. Integers that the target asks for stay just these, and what they say of
+    their inputs is written where the layout has words for it.
     """
     dst = Path(dst)
     meta = {key: v.item() if isinstance(v, np.generic) else v for key, v in source.meta.items()}
     module, plain, _ = arch.identify(meta, source.tensors, source.path)
     checkpoint = as_huggingface.checkpoint(module, plain, source.tensors, source.path)
+    told = [t.inputs for t in source.tensors.values() if t.inputs]
+    if told and target is not None and target.layout is compressed_tensors:
+        shifted = any(inputs.zero for inputs in told)
+        target = target._replace(scheme=target.scheme._replace(inputs=told[0].share, shifted=shifted))
     recodings = _recodings(source, checkpoint, outtype, target)
     config = checkpoint.config | {"torch_dtype": _dtype(recodings)}
     if target is not None:

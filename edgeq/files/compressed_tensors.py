@@ -6,12 +6,15 @@
     both              NAME.weight_scale        F16, BF16 or F32 (out, groups), or (1,)
                       NAME.weight_zero_point   where the scheme is not symmetric: I8 (out, groups); or packed,
                                                down the columns, I32 (out * bits / 32, groups)
+    static inputs     NAME.input_scale         F16, BF16 or F32 (1,)
+                      NAME.input_zero_point    I8 (1,), where they are not symmetric
 
-    w = weight_scale * (q - weight_zero_point)
+    w = weight_scale * (q - weight_zero_point)        x = input_scale * (q - input_zero_point)
 
 A Tensor of edgeq's formats i2, i3, i4 and i8 has the same bytes. One scheme holds for all layers of a folder
-here; what a scheme says of activations is left to what runs the model. Not read: other orders of the columns
-(g_idx), 3 bits in words of 10 codes, as early releases packed them.
+here. Inputs are left alone, or have 8 bits, and one fixed scale, or one for each token, or for each 32
+columns of a token (see inputs.py). Not read: other orders of the columns (g_idx), 3 bits in words of 10
+codes, as early releases packed them.
 
 Source: compressed_tensors 0.20, compressors/pack_quantized and int_quantized.
 """
@@ -23,6 +26,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..errors import FormatError
+from ..inputs import BLOCK, Inputs
 from ..tensor import Tensor
 from . import packed
 from .output import Entry
@@ -31,7 +35,8 @@ from .source import brief
 
 METHOD = "compressed-tensors"
 WHOLE, PACKED = "int-quantized", "pack-quantized"
-ROLES = ("weight_scale", "weight_zero_point", "weight_shape")
+ROLES = ("weight_scale", "weight_zero_point", "weight_shape", "input_scale", "input_zero_point")
+STRATEGIES = {"tensor": "tensor", "token": "token", "block": "group"}  # of inputs, by what shares a scale
 
 
 class Scheme(NamedTuple):
@@ -42,11 +47,17 @@ class Scheme(NamedTuple):
     bits : of a code.
     symmetric : no zero points.
     group : columns that share a scale, or None for whole rows (or whole matrices).
+    whole : one scale for a matrix is written.
+    inputs : what shares a scale of the inputs, which have 8 bits, or None where these are left alone.
+    shifted : static inputs have zero points.
     """
 
     bits: int
     symmetric: bool = True
     group: int | None = None
+    whole: bool = False
+    inputs: str | None = None
+    shifted: bool = False
 
     @property
     def layout(self) -> str:
@@ -67,14 +78,24 @@ def config(scheme: Scheme) -> dict[str, Any]:
         "num_bits": scheme.bits,
         "type": "int",
         "symmetric": scheme.symmetric,
-        "strategy": "group" if scheme.group else "channel",
+        "strategy": "group" if scheme.group else "tensor" if scheme.whole else "channel",
         "group_size": scheme.group,
     }
+    group = {"targets": ["Linear"], "format": scheme.layout, "weights": weights}
+    if scheme.inputs:
+        group["input_activations"] = {
+            "num_bits": 8,
+            "type": "int",
+            "symmetric": not scheme.shifted,
+            "strategy": STRATEGIES[scheme.inputs],
+            "group_size": BLOCK if scheme.inputs == "block" else None,
+            "dynamic": scheme.inputs != "tensor",
+        }
     return {
         "quant_method": METHOD,
         "format": scheme.layout,
         "quantization_status": "compressed",
-        "config_groups": {"group_0": {"targets": ["Linear"], "format": scheme.layout, "weights": weights}},
+        "config_groups": {"group_0": group},
         "ignore": ["lm_head"],
     }
 
@@ -106,7 +127,32 @@ def read_config(path: object, raw: Mapping[str, Any]) -> Scheme:
     if weights.get("actorder") not in (None, False, "weight", "static"):
         raise fail("actorder", weights.get("actorder"), "columns in their own order")
     size = weights.get("group_size") if weights["strategy"] == "group" else None
-    return Scheme(bits, symmetric, size if type(size) is int else None)
+    whole = weights["strategy"] == "tensor"
+    scheme = Scheme(bits, symmetric, size if type(size) is int else None, whole)
+    if group.get("output_activations") is not None:
+        raise fail("output_activations", group["output_activations"], "none")
+    inputs = group.get("input_activations")
+    if inputs is None:
+        return scheme
+    share = _share(inputs)
+    if share is None:
+        expected = "int of 8 bits, static by tensor, or dynamic, symmetric, by token or groups of 32"
+        raise fail("input_activations", inputs, expected)
+    return scheme._replace(inputs=share, shifted=not inputs.get("symmetric", True))
+
+
+def _share(inputs: Any) -> str | None:
+    """What shares a scale of such inputs; None for what is not known here."""
+    if not isinstance(inputs, dict) or inputs.get("type", "int") != "int" or inputs.get("num_bits", 8) != 8:
+        return None
+    match inputs.get("dynamic", False), inputs.get("strategy"), inputs.get("symmetric", True):
+        case False, "tensor" | None, bool():
+            return "tensor"
+        case True, "token" | None, True:
+            return "token"
+        case True, "group", True if inputs.get("group_size") == BLOCK:
+            return "block"
+    return None
 
 
 def gather(path: object, tensors: Mapping[str, Tensor], scheme: Scheme) -> dict[str, Tensor]:
@@ -133,7 +179,8 @@ def _weight(layer: Layer, mark: str, scheme: Scheme) -> Tensor:
     parts = {"scale": scale}
     if not scheme.symmetric:
         parts["zero"] = _zeros(layer, scale.shape, scheme.bits)
-    return Tensor(layer.name, f"i{scheme.bits}", shape, data.reshape(-1), parts)
+    kind = f"i{scheme.bits}"
+    return Tensor(layer.name, kind, shape, data.reshape(-1), parts, inputs=_inputs(layer, scheme))
 
 
 def _zeros(layer: Layer, shape: tuple[int, int], bits: int) -> np.ndarray:
@@ -143,6 +190,19 @@ def _zeros(layer: Layer, shape: tuple[int, int], bits: int) -> np.ndarray:
         return layer.integers("weight_zero_point", "u1", shape) ^ 128
     words = layer.integers("weight_zero_point", "<u4", (-(-rows * bits // 32), groups))
     return packed.unpack(np.ascontiguousarray(words.T).view(np.uint8), bits)[:, :rows].T.copy()
+
+
+def _inputs(layer: Layer, scheme: Scheme) -> Inputs | None:
+    """How the layer's inputs are rounded."""
+    if scheme.inputs != "tensor":
+        return Inputs(scheme.inputs) if scheme.inputs else None
+    scale = float(layer.floats("input_scale", (1,))[0])
+    if not 0 < scale < np.inf:
+        raise layer.fail("input_scale", f"{scale:g}", "a finite positive number")
+    zero = 0
+    if scheme.shifted or "input_zero_point" in layer:
+        zero = int(layer.integers("input_zero_point", "i1", (1,))[0])
+    return Inputs("tensor", scale, zero)
 
 
 def entries(
@@ -161,9 +221,13 @@ def entries(
             return np.full((rows, groups), 1 << bits - 1, np.uint8)
         return np.concatenate(parts[part]).reshape(rows, groups)
 
-    scale = Entry(
-        f"{base}.weight_scale", "F32", (rows, groups), 4 * rows * groups, lambda: [as_bytes(joined("scale"))]
-    )
+    if scheme.whole:
+        scale = Entry(f"{base}.weight_scale", "F32", (1,), 4, lambda: [as_bytes(joined("scale")[0])])
+    else:
+        size = 4 * rows * groups
+        scale = Entry(
+            f"{base}.weight_scale", "F32", (rows, groups), size, lambda: [as_bytes(joined("scale"))]
+        )
     if bits == 8:
         made = [Entry(name, "I8", shape, rows * cols, codes), scale]
         zeros = ("I8", (rows, groups), rows * groups)
@@ -179,6 +243,12 @@ def entries(
         zeros = ("I32", (words, groups), 4 * words * groups)
     if not scheme.symmetric:
         made.append(Entry(f"{base}.weight_zero_point", *zeros, lambda: [pack_zeros(joined("zero"), bits)]))
+    inputs = tensor.inputs
+    if inputs and inputs.share == "tensor":
+        step, shift = np.array([inputs.scale], np.float32), np.array([inputs.zero], np.int8)
+        made.append(Entry(f"{base}.input_scale", "F32", (1,), 4, lambda: [as_bytes(step)]))
+        if scheme.shifted:
+            made.append(Entry(f"{base}.input_zero_point", "I8", (1,), 1, lambda: [as_bytes(shift)]))
     return made
 
 

@@ -37,6 +37,8 @@ from .lanes import RUN
 
 OF_BLOCK, OF_TOKEN = np.float32(0), np.float32(-1)  # in place of a fixed scale: made for these
 ANY = Inputs("block")
+# code of a fixed scale; AVX2's product of signed bytes needs the negatives of codes, so there one is lost
+LOWEST = np.float32(-127 if simd.PATH.name == "avx2" else -128)
 
 
 def quantize_numpy(
@@ -110,8 +112,8 @@ def quantize_row(x, codes, scale, sums, zero, given, shift, token):
         scale[tile, r, t] = d
         a, b = simd.mul(a, inverse), simd.mul(b, inverse)
         if given > 0:
-            a = lanewise.clip(simd.add(a, simd.splat(shift)), np.float32(-LARGEST), np.float32(LARGEST))
-            b = lanewise.clip(simd.add(b, simd.splat(shift)), np.float32(-LARGEST), np.float32(LARGEST))
+            a = lanewise.clip(simd.add(a, simd.splat(shift)), LOWEST, np.float32(LARGEST))
+            b = lanewise.clip(simd.add(b, simd.splat(shift)), LOWEST, np.float32(LARGEST))
         first = simd.store_codes(codes, tile * runs + r, 0, tokens, t, a)
         second = simd.store_codes(codes, tile * runs + r, 4, tokens, t, b)
         if sums.shape[1] == runs:

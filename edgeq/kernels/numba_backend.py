@@ -9,7 +9,17 @@ from .. import formats
 from ..inputs import Inputs
 from ..tensor import Tensor
 from . import (
-    activations, amx, attention_amx, codebooks, elementwise, jit, matmul, matmul_amx, pool, scratch, simd,
+    activations,
+    amx,
+    attention_amx,
+    codebooks,
+    elementwise,
+    jit,
+    matmul,
+    matmul_amx,
+    pool,
+    scratch,
+    simd,
 )  # fmt: skip
 from . import attention as attention_kernel
 from .cache import KVCache
