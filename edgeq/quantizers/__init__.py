@@ -27,7 +27,7 @@ from ..files.imatrix import read as read_imatrix
 from ..files.output import Entry
 from ..tensor import Tensor
 from . import layerwise, mix
-from .layerwise import Calibration
+from .layerwise import Calibration as Calibration
 
 Progress = Callable[[str, int, int], None]
 
