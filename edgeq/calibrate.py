@@ -22,6 +22,7 @@ from .errors import EdgeqError
 from .evaluate.perplexity import Reader
 from .evaluate.protocol import cut
 from .files.imatrix import CHUNK, Imatrix, Squares
+from .observers import Observer
 from .tensor import Tensor
 
 
@@ -90,6 +91,43 @@ def measure(model: Model, windows: np.ndarray, *, output: bool = False) -> Itera
             if output:
                 model.network.head.look(hidden)
             yield {name: w.squares() for w in watched if w.count for name in w.names}
+
+
+def observe(
+    model: Model,
+    windows: np.ndarray,
+    make: Callable[[], Observer],
+    *,
+    progress: Progress | None = None,
+) -> dict[tuple[str, ...], Observer]:
+    """Read chunks of a text, with an observer at the inputs of each linear of the layers: by the names of its
+    weights. `progress` is called with ("observing", chunks read, chunks in all).
+    """
+    found: dict[tuple[str, ...], Observer] = {}
+
+    def watch(linear: Any) -> Callable[[np.ndarray], np.ndarray]:
+        if not linear.names[0].startswith("blk."):
+            return linear
+        observer = found[linear.names] = make()
+
+        def look(x: np.ndarray) -> np.ndarray:
+            if not np.isfinite(x).all():
+                raise EdgeqError(f"the inputs of {linear.names[0]} are not finite numbers")
+            observer.look(x)
+            return linear(x)
+
+        return look
+
+    cache = model.new_cache(windows.shape[1])
+    with replaced(model, watch):
+        for done, window in enumerate(windows):
+            if progress:
+                progress("observing", done, len(windows))
+            cache.truncate(0)
+            model.hidden(window.tolist(), cache)
+    if progress:
+        progress("observing", len(windows), len(windows))
+    return found
 
 
 class Watched:

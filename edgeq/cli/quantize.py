@@ -61,7 +61,8 @@ OPTIONS = (
 
 METHOD = (
     option("--method", metavar="NAME", callback=_lower,
-           help="Choose codes with gptq, hqq, awq, aqlm, or several in turn: awq+gptq."),
+           help="Choose codes with gptq, hqq, awq, or several in turn: awq+gptq. aqlm, static, dynamic, "
+            "smooth+static, ternary and binary write a folder and take no TYPE."),
     option("--option", "method_options", multiple=True, metavar="NAME=VALUE", callback=_method_options,
             help="Of the method, such as damp=0.02."),
     option("--calibration", type=TEXT_FILE, help="Text that gptq, awq and aqlm look at, in UTF-8."),
@@ -105,8 +106,8 @@ def command(
     """
     from .. import catalog, quantizers
 
-    if method == "aqlm" and len(names) == 2:
-        names = (*names, "copy")
+    if method and len(names) == 2 and method.split("+")[-1] in quantizers.layerwise.FOLDERS:
+        names = *names, "copy"
     if len(names) != 3 and not (dry_run and len(names) == 2):
         raise click.UsageError("expected SRC DST TYPE (with --dry-run, DST may be left out)")
     start = time.monotonic()

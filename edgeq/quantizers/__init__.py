@@ -2,7 +2,9 @@
 
 mix         which type each tensor gets
 layerwise   methods on a whole model, which choose codes or change weights with a text at hand
-gptq, obq, hqq, awq, aqlm    the algorithms
+gptq, obq, hqq, awq, aqlm, eetq    the algorithms
+smooth, static, dynamic, ternary, binary    methods whose files are those of Hugging Face folders
+integers    what these share
 objective, target      what they make small, and the grids that they put weights on
 """
 
@@ -26,7 +28,7 @@ from ..files.imatrix import Imatrix
 from ..files.imatrix import read as read_imatrix
 from ..files.output import Entry
 from ..tensor import Tensor
-from . import layerwise, mix
+from . import integers, layerwise, mix
 from .layerwise import Calibration as Calibration
 
 Progress = Callable[[str, int, int], None]
@@ -161,6 +163,8 @@ def write(
         raise EdgeqError(f"{dst} is the model that is read. Name another file")
     if any(r.format in formats.VECTORS for r in plan.recodings):
         return [_write_folder(plan, dst, threads=threads, max_size=max_size, progress=progress)]
+    if any(formats.parts(formats.get(r.format)) for r in plan.recodings):
+        return [integers.write(plan, dst, threads=threads, max_size=max_size, progress=progress)]
     with streams(plan.recodings, threads or kernels.cores(), plan.source, _encoder(plan)) as made:
         entries = [
             Entry(r.tensor.name, formats.get(r.format).GGML, r.tensor.shape, r.nbytes, pieces)

@@ -4,6 +4,7 @@ A method makes a plan of a plan: it has the same names and formats, and matrices
 (gptq, hqq), or changed before they will be (awq). So methods follow each other: awq+gptq.
 """
 
+import importlib
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -25,7 +26,9 @@ if TYPE_CHECKING:
     from . import Plan
 
 Progress = Callable[[str, int, int], None]
-METHODS = ("gptq", "hqq", "awq", "aqlm", "eetq")
+# methods with a format of their own, not of GGUF files
+FOLDERS = ("aqlm", "static", "dynamic", "ternary", "binary")
+METHODS = ("gptq", "hqq", "awq", "eetq", "smooth", *FOLDERS)
 
 # Who makes the inputs of a matrix: a norm by its gains, another matrix by its rows.
 MAKERS = {"attn_q": "attn_norm", "ffn_gate": "ffn_norm", "attn_output": "attn_v", "ffn_down": "ffn_up"}
@@ -63,15 +66,20 @@ def apply(
         raise ValueError(f"{method} has no option {', '.join(sorted(unknown))}; it has {has}")
     for name in names:
         own = {key: value for key, value in options.items() if key in known[name]}
-        plan = globals()[name](plan, calibration, progress, **own)
+        plan = _method(name)(plan, calibration, progress, **own)
     return plan
+
+
+def _method(name: str) -> Callable[..., "Plan"]:
+    """A method of this file, or one that has its own."""
+    return globals().get(name) or getattr(importlib.import_module(f"{__package__}.{name}"), name)
 
 
 def _options(name: str) -> dict[str, inspect.Parameter]:
     """The keyword arguments of a method."""
     if name not in METHODS:
         raise ValueError(f"unknown method {name!r}; edgeq has {', '.join(METHODS)}")
-    parameters = inspect.signature(globals()[name]).parameters
+    parameters = inspect.signature(_method(name)).parameters
     return {key: p for key, p in parameters.items() if p.kind is p.KEYWORD_ONLY}
 
 
