@@ -6,8 +6,9 @@
 where torch, transformers, compressed-tensors and edgeq's own requirements except Numba are installed. MODEL
 is a GGUF file or a Hugging Face folder.
 
-Transformers 5.23 does not load int4 with zero points: it expects them unpacked, where compressed-tensors 0.20
-packs them. Nor does it know 2 and 3 bits. edgeq reads all of those itself.
+Transformers 5.23 does not load int4 with zero points: it expects them unpacked, where compressed-tensors
+0.20 packs them, and so refuses what that library itself writes. Nor does it know 2 and 3 bits. edgeq reads
+all of those.
 """
 
 import argparse

@@ -11,7 +11,9 @@ decodes them, "expected.weight", and the quantization_config.
 import importlib.util
 import json
 import sys
+from functools import cache
 from pathlib import Path
+from types import ModuleType
 
 import torch
 from compressed_tensors.compressors.pack_quantized import PackedQuantizationCompressor
@@ -94,15 +96,8 @@ def gptq(name: str, bits: int, *, symmetric: bool, v2: bool = False, ordered: bo
 
 
 def awq(name: str) -> None:
-    """By AutoAWQ, of which only two files are loaded: the rest needs older libraries."""
-    spec = importlib.util.find_spec("awq")
-    folder = Path(spec.submodule_search_locations[0])
-    utils = _load(folder / "utils" / "packing_utils.py", "awq.utils.packing_utils")
-    for missing in ("awq", "awq.utils", "awq.utils.module", "awq.utils.utils"):
-        sys.modules[missing] = type(sys)(missing)
-    sys.modules["awq.utils.module"].try_import = lambda _: (None, "")
-    sys.modules["awq.utils.utils"].get_best_device = lambda: "cpu"
-    gemm = _load(folder / "modules" / "linear" / "gemm.py", "awq.modules.linear.gemm")
+    """By AutoAWQ."""
+    gemm, utils = awq_modules()
     linear = torch.nn.Linear(COLS, ROWS, bias=False)
     scale, zero = grid(linear.weight.data, 4, symmetric=False)
     layer = gemm.WQLinear_GEMM.from_linear(linear, 4, GROUP, False, scale.T.contiguous(), zero.T.contiguous())
@@ -112,7 +107,20 @@ def awq(name: str) -> None:
     save(name, tensors, expected, {"quant_method": "awq"} | quantization)
 
 
-def _load(path: Path, name: str):
+@cache
+def awq_modules() -> tuple[ModuleType, ModuleType]:
+    """AutoAWQ's modules.linear.gemm and utils.packing_utils, alone: the rest needs older libraries."""
+    spec = importlib.util.find_spec("awq")
+    folder = Path(spec.submodule_search_locations[0])
+    utils = _load(folder / "utils" / "packing_utils.py", "awq.utils.packing_utils")
+    for missing in ("awq", "awq.utils", "awq.utils.module", "awq.utils.utils"):
+        sys.modules[missing] = ModuleType(missing)
+    sys.modules["awq.utils.module"].try_import = lambda _: (None, "")
+    sys.modules["awq.utils.utils"].get_best_device = lambda: "cpu"
+    return _load(folder / "modules" / "linear" / "gemm.py", "awq.modules.linear.gemm"), utils
+
+
+def _load(path: Path, name: str) -> ModuleType:
     spec = importlib.util.spec_from_file_location(name, path)
     module = sys.modules[name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
