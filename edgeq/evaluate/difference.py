@@ -103,12 +103,17 @@ def equal(x: Any, y: Any) -> bool:
     return type(x) is type(y) and bool(x == y)
 
 
+def _columns(tensor: Tensor) -> np.ndarray:
+    """The column that each stored column is."""
+    return np.arange(tensor.cols) if tensor.order is None else tensor.order
+
+
 def _same(one: Source, two: Source, name: str) -> bool:
     """Whether both have the tensor, of one format and shape, with the same bytes in the order that counts."""
     a, b = one.tensors.get(name), two.tensors.get(name)
     if a is None or b is None or (a.format, a.shape) != (b.format, b.shape):
         return False
-    if a.parts.keys() != b.parts.keys():
+    if a.parts.keys() != b.parts.keys() or not np.array_equal(_columns(a), _columns(b)):
         return False
     orders = one.rows.get(name), two.rows.get(name)
     pairs = [(a.data.reshape(a.rows, -1), b.data.reshape(b.rows, -1))]

@@ -1,7 +1,8 @@
 """Files that hold models, one module a container: what they store, as plain dictionaries.
 
     gguf          GGUF, one file or several parts
-    huggingface   a folder with config.json and safetensors files
+    huggingface   a folder with config.json and safetensors files, plain or quantized:
+                  awq, bitnet, compressed_tensors, eetq, gptq, hqq
 
 Each has ``read(path) -> (meta, tensors)``, and raises FormatError for anything that is not sound. The tensors
 are views of the mapped file; `release` gives their memory back once they are repacked.

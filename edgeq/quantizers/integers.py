@@ -13,7 +13,6 @@ from ..convert import huggingface
 from ..convert.source import Source
 from ..errors import EdgeqError
 from ..evaluate.protocol import cut
-from ..files.compressed_tensors import Scheme
 from ..observers import Observer
 from ..tensor import Tensor
 from . import layerwise
@@ -82,14 +81,12 @@ def write(
         raise EdgeqError(f"GGUF files have no type for these integers: name a folder instead of {dst}")
     ours = [r.tensor for r in plan.recodings if r.tensor.parts]
     first, groups = ours[0], {t.cols // t.parts["scale"].shape[1] for t in ours}
-    scheme = Scheme(
-        bits=int(first.format[1:]),
-        symmetric="zero" not in first.parts,
-        group=None if groups == {t.cols for t in ours} else groups.pop(),
-        whole=all(np.ptp(t.parts["scale"]) == 0 for t in ours),
-    )
+    group = None if groups == {t.cols for t in ours} else groups.pop()
+    target = huggingface.target("compressed-tensors", first.format, "zero" not in first.parts, group)
+    whole = all(np.ptp(t.parts["scale"]) == 0 for t in ours)
+    target = target._replace(scheme=target.scheme._replace(whole=whole))
     source = Source(plan.source, plan.meta, layerwise._arranged(plan), {})
-    outtype = f"int{scheme.bits}"
+    outtype = f"int{target.scheme.bits}"
     return huggingface.write(
-        source, dst, outtype, scheme, threads=threads, max_size=max_size, progress=progress
+        source, dst, outtype, target, threads=threads, max_size=max_size, progress=progress
     )
