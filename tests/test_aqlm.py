@@ -7,13 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgeq import formats
+from edgeq import additive, formats
+from edgeq.additive import tables
 from edgeq.formats.aqlm import decode
 from edgeq.grid import decode as decode_grid
 from edgeq.kernels import additive as compiled
 from edgeq.kernels import pool
-from edgeq.quantizers import additive
-from edgeq.quantizers.additive import tables
 from edgeq.quantizers.aqlm import Layer, aqlm, kmeans, refit, rescale, search, with_feedback
 from edgeq.quantizers.gptq import gptq
 from edgeq.quantizers.objective import damped, error

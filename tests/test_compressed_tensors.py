@@ -193,7 +193,7 @@ def test_inputs_of_other_kinds_are_refused(tmp_path, scheme):
     [
         ({}, "a.input_scale: found none"),
         ({"a.input_scale": np.ones(3, np.float32)}, "a.input_scale: found shape"),
-        ({"a.input_scale": np.ones(1, np.int8)}, "a.input_scale: found shape"),
+        ({"a.input_scale": np.ones(1, np.int8)}, "a.input_scale: found integers"),
         ({"a.input_scale": np.zeros(1, np.float32)}, "a.input_scale: found 0, expected a finite positive"),
         ({"a.input_scale": np.full(1, np.nan, np.float32)}, "a.input_scale: found nan"),
         ({"a.input_scale": np.ones(1, np.float32)}, "a.input_zero_point: found none"),

@@ -120,7 +120,7 @@ def _recode(recoding: Recoding, start: int, stop: int, path: object, encode: Enc
     # the values of a float format as they are, without a copy
     w = (
         formats.dequantize(part)
-        if formats.get(part.format).BLOCK > 1 or part.parts
+        if part.parts or formats.get(part.format).BLOCK > 1
         else formats.unpack(part)[0]
     )
     try:

@@ -1,4 +1,4 @@
-"""`quantizers/additive.py` compiled: what is there by the same name is the specification.
+"""`additive.py` compiled: what is there by the same name is the specification.
 
 Threads take rows in units, and every number is computed by one thread in one order, so results do not depend
 on how many there are.
@@ -18,7 +18,7 @@ from .matmul import TOKENS
 from .simd import I16, I64, LANES, _splat, _vectors
 
 if TYPE_CHECKING:
-    from ..quantizers.additive import Tables, Times
+    from ..additive import Tables, Times
 
 UNITS_A_THREAD = 4
 

@@ -39,9 +39,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from .. import additive
+from ..additive import Tables, Times, tables
 from ..formats.aqlm import decode
-from . import additive
-from .additive import Tables, Times, tables
 from .gptq import inverse_root
 from .objective import damped
 

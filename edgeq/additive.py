@@ -1,5 +1,5 @@
-"""Codes for sums of codebook rows: the inner loops of `aqlm.py`, readable. `kernels/additive.py` has them
-compiled.
+"""Codes for sums of codebook rows: the inner loops of `quantizers/aqlm.py`, readable. `kernels/additive.py`
+has them compiled.
 
 A sum v of one row of each codebook is to stand for a group of weights. What it gains there, against v = 0, is
 
