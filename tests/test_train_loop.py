@@ -132,7 +132,7 @@ def loop(folder, *, settings=WITH_DROPOUT, name="qwen2", **options):
     chosen = Options(**{"steps": 6, "batch": 2, "accumulate": 2, "rate": 0.01, "save_every": 2, **options})
     learned, dropout = lora.attach(network, settings, chosen.seed)
 
-    def begin(step, turn):
+    def begin(step, turn, batch):
         dropout.key = (step, turn)
 
     folder.mkdir(exist_ok=True)

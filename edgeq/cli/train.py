@@ -1,14 +1,24 @@
-"""`edgeq train lora MODEL --data FILE -o DIR`: adapt a model to examples."""
+"""`edgeq train lora MODEL --data FILE -o DIR`: adapt a model to examples; `edgeq train qat MODEL TYPE`: train
+it for the type that it will be stored in.
+"""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from ._console import note, progress
+from ._console import note, orderly, progress
 from ._model import TEXT_FILE, option, pick, read_text, usage
 
+if TYPE_CHECKING:
+    from ..train.loop import Point
+
 AT_LEAST_1 = click.IntRange(1)
+EXAMPLES = (
+    option("-d", "--data", type=TEXT_FILE, required=True, help="Examples, .txt or .jsonl."),
+    option("-o", "--output", "folder", type=click.Path(file_okay=False, path_type=Path), required=True,
+            metavar="DIR", help="Folder for what is made."),
+)  # fmt: skip
 ADAPTER = (
     option("-r", "--rank", "r", type=AT_LEAST_1, default=8, help="Of the adapter's matrices."),
     option("--alpha", "lora_alpha", type=float, default=16.0, help="The adapter counts alpha / rank."),
@@ -36,8 +46,6 @@ STEPS = (
     option("-s", "--seed", type=click.IntRange(0), default=0),
     option("--save-every", type=AT_LEAST_1, default=50, help="Steps between checkpoints."),
     option("--resume", is_flag=True, help="Go on from the latest checkpoint in DIR."),
-    option("--quantized", is_flag=True,
-            help="Decode weights where they are used, not once: less memory, more time."),
     option("--again", is_flag=True,
             help="Compute layers again for the gradients: less memory for long examples, more time."),
     option("--chat-template-file", type=TEXT_FILE, help="Jinja, instead of the model's own."),
@@ -53,11 +61,11 @@ def command() -> None:
     "lora",
     params=[
         click.Argument(["model"]),
-        option("-d", "--data", type=TEXT_FILE, required=True, help="Examples, .txt or .jsonl."),
-        option("-o", "--output", "folder", type=click.Path(file_okay=False, path_type=Path), required=True,
-                metavar="DIR", help="Folder for the adapter."),
+        *EXAMPLES,
         *ADAPTER,
         *STEPS,
+        option("--quantized", is_flag=True,
+                help="Decode weights where they are used, not once: less memory, more time."),
     ],
 )  # fmt: skip
 def train_lora(
@@ -90,9 +98,43 @@ def train_lora(
             progress=report,
             **{key: value for key, value in given.items() if key not in pick(given, ADAPTER)},
         )
-    first, last = outcome.curve[0], outcome.curve[-1]
-    seconds = sum(point.seconds for point in outcome.curve)
-    tokens = sum(point.tokens for point in outcome.curve)
-    speed = f"{tokens:,} tokens in {seconds:.1f} s ({tokens / seconds:.0f} tokens/s)"
-    note(f"{len(outcome.curve)} steps, {speed}, loss {first.loss:.3f} to {last.loss:.3f}")
+    note_curve(outcome.curve)
     click.echo(outcome.folder)
+
+
+@command.command(
+    "qat",
+    params=[
+        click.Argument(["model"]),
+        click.Argument(["format"], metavar="TYPE"),
+        *EXAMPLES,
+        option("--mean", is_flag=True, help="Ternary scales that are mean magnitudes, as BitNet has them."),
+        option("--lsq", is_flag=True, help="Scales that learn."),
+        option("--activations", is_flag=True, help="Round inputs to 8 bits."),
+        option("--distill", is_flag=True, help="Learn what MODEL says, instead of the text."),
+        *STEPS,
+    ],
+)
+def train_qat(
+    model: str, format: str, data: Path, folder: Path, chat_template_file: Path | None, **given: Any
+) -> None:
+    """Train the layers of MODEL for TYPE, such as q8_0, q4_0 or tq2_0.
+
+    The data are as for `edgeq train lora`. DIR gets model.gguf, loss.csv and checkpoints.
+    """
+    from ..train.run import train_quantized
+
+    template = None if chat_template_file is None else read_text(chat_template_file)
+    with usage(), progress() as report, orderly():
+        outcome = train_quantized(
+            model, format.lower(), data, folder, chat_template=template, progress=report, **given
+        )
+    note_curve(outcome.curve)
+    click.echo(outcome.folder / "model.gguf")
+
+
+def note_curve(curve: "list[Point]") -> None:
+    """How a run went."""
+    seconds, tokens = sum(point.seconds for point in curve), sum(point.tokens for point in curve)
+    speed = f"{tokens:,} tokens in {seconds:.1f} s ({tokens / seconds:.0f} tokens/s)"
+    note(f"{len(curve)} steps, {speed}, loss {curve[0].loss:.3f} to {curve[-1].loss:.3f}")

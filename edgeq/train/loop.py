@@ -31,7 +31,8 @@ from .tape import Numbers, Var
 ROWS = 32  # of logits that are in memory at once
 STATE, STEPS = "state.safetensors", "state.json"
 
-Loss = Callable[[Numbers, np.ndarray, np.ndarray], Numbers]  # logits, targets, weights -> a number
+# logits (n, vocab), targets (n,), weights (n,), places (n,) of these rows in the batch -> a number
+Loss = Callable[[Numbers, np.ndarray, np.ndarray, np.ndarray], Numbers]
 
 
 class Progress(Protocol):
@@ -88,7 +89,12 @@ class Point(NamedTuple):
     seconds: float
 
 
-def gradients(network: Network, batch: Batch, total: int, loss: Loss = tape.cross_entropy) -> float:
+def likelihood(logits: Numbers, targets: np.ndarray, weights: np.ndarray, rows: np.ndarray) -> Numbers:
+    """The loss of a language model."""
+    return tape.cross_entropy(logits, targets, weights)
+
+
+def gradients(network: Network, batch: Batch, total: int, loss: Loss = likelihood) -> float:
     """Add the gradients of a batch's loss to what learns; returns the sum of its losses, divided by `total`.
 
     Logits are made for some rows at a time, and only for those that are learned.
@@ -101,7 +107,7 @@ def gradients(network: Network, batch: Batch, total: int, loss: Loss = tape.cros
         rows = places[start : start + ROWS]
         part = Var(h[rows])
         weights = np.full(len(rows), 1 / total, h.dtype)
-        sum_of_rows = loss(network.head(part), targets[rows], weights)
+        sum_of_rows = loss(network.head(part), targets[rows], weights, rows)
         tape.backward(sum_of_rows)
         assert part.grad is not None
         back[rows] = part.grad
@@ -120,8 +126,8 @@ class Loop:
     order : the batches.
     options : how.
     folder : where checkpoints belong.
-    begin : called with (step, turn) before each batch.
-    loss : of logits (n, vocab), targets (n,) and weights (n,).
+    begin : called with (step, turn, batch) before each batch.
+    loss : of some rows of logits.
 
     Attributes
     ----------
@@ -136,8 +142,8 @@ class Loop:
         options: Options,
         folder: Path,
         *,
-        begin: Callable[[int, int], None] = lambda step, turn: None,
-        loss: Loss = tape.cross_entropy,
+        begin: Callable[[int, int, Batch], None] = lambda step, turn, batch: None,
+        loss: Loss = likelihood,
     ) -> None:
         self.network, self.learned, self.order, self.options = network, learned, order, options
         self.folder, self.begin, self.loss = folder, begin, loss
@@ -167,7 +173,7 @@ class Loop:
         total = sum(int(b.learned.sum()) for b in batches)
         loss = 0.0
         for turn, batch in enumerate(batches):
-            self.begin(number, turn)
+            self.begin(number, turn, batch)
             loss += gradients(self.network, batch, total, self.loss)
         found = {name: var.grad for name, var in self.learned.items() if var.grad is not None}
         for var in self.learned.values():

@@ -7,7 +7,7 @@ adapter beside it does.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -56,25 +56,55 @@ def merge(
         raise ValueError(f"GGUF files have no type for {type}")
     source = catalog.resolve(model, progress)
     module, shape, tensors = described(source)
-    plan = quantizers.plan(source, "copy")
-    changes: dict[str, list[np.ndarray]] = {}
+    changes: dict[str, Any] = {}
     shapes = {name: t.shape for name, t in tensors.items()}
     for path, factor in adapters:
         found = adapter.read(Path(path), module, shape)
         adapter.check(path, found, shapes)
         for name, (a, b, scale) in found.pairs.items():
-            changes.setdefault(name, []).append(np.float32(scale * factor) * (b @ a))
+            changes[name] = changes.get(name, 0) + np.float32(scale * factor) * (b @ a)
         for name, bias in found.biases.items():
-            old = formats.dequantize(tensors[name]).reshape(-1)
-            changes.setdefault(name, []).append(np.float32(factor) * (bias - old))
+            before = formats.dequantize(tensors[name]).reshape(-1)
+            changes[name] = changes.get(name, 0) + np.float32(factor) * (bias - before)
+    made = {}
+    for name, change in changes.items():
+        old = tensors[name]
+        made[name] = float_tensor(name, formats.dequantize(old).reshape(old.shape) + change)
+    wanted = {name: type or tensors[name].format for name in made if len(shapes[name]) > 1}
+    return write(source, made, wanted, out, threads=threads, progress=progress)
+
+
+def float_tensor(name: str, w: np.ndarray) -> Tensor:
+    """An array as a tensor in float32."""
+    return Tensor(name, "f32", w.shape, np.ascontiguousarray(w, np.float32).reshape(-1).view(np.uint8))
+
+
+def write(
+    source: Path,
+    made: Mapping[str, Tensor],
+    wanted: Mapping[str, str],
+    out: str | os.PathLike[str],
+    *,
+    threads: int | None = None,
+    progress: Any = None,
+) -> list[Path]:
+    """Write a model with other tensors in the place of some of its own, as a GGUF file.
+
+    made : the others, with rows in the model's order.
+    wanted : formats of those that are to be encoded.
+    """
+    plan = quantizers.plan(source, "copy")
+    _, shape, _ = described(source)
     for i, r in enumerate(plan.recodings):
-        if (name := r.tensor.name) in changes:
-            w = sum(changes[name], formats.dequantize(tensors[name]).reshape(tensors[name].shape))
-            if w.ndim == 1:  # matrices are put in GGUF's order as they are written
-                order = shape.name in adapter.INTERLEAVED
-                w = adapter.ordered(w, name, config=shape, given=shape.interleaved, wanted=order)
-            merged = Tensor(name, "f32", w.shape, np.ascontiguousarray(w).reshape(-1).view(np.uint8))
-            plan.recodings[i] = Recoding(merged, type or r.format if w.ndim > 1 else "f32", r.rows)
+        if (tensor := made.get(r.tensor.name)) is None:
+            continue
+        if len(tensor.shape) == 1:  # matrices are put in GGUF's order as they are written
+            w = formats.dequantize(tensor).reshape(-1)
+            order = shape.name in adapter.INTERLEAVED
+            w = adapter.ordered(w, tensor.name, config=shape, given=shape.interleaved, wanted=order)
+            plan.recodings[i] = Recoding(float_tensor(tensor.name, w), "f32")
+        else:
+            plan.recodings[i] = Recoding(tensor, wanted.get(tensor.name, tensor.format), r.rows)
     return quantizers.write(plan, out, threads=threads, progress=progress)
 
 

@@ -1,14 +1,14 @@
-"""Training an adapter for a model: from names of files to files."""
+"""Training an adapter for a model, or the model itself for a format: from names of files to files."""
 
 import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .. import catalog, files, tokenizer
+from .. import catalog, files, formats, tokenizer
 from ..errors import EdgeqError
-from . import adapter, data, lora
+from . import adapter, data, lora, merge, qat
 from .backend import Network
-from .loop import Loop, Options, Point, Progress, checkpoints
+from .loop import Loop, Options, Point, Progress, checkpoints, likelihood
 from .lora import Settings
 
 DEFAULT = Settings()
@@ -56,40 +56,125 @@ def train_lora(
     """
     path, folder = catalog.resolve(model, progress), Path(folder)
     meta, tensors = files.read(path)
-    examples = _examples(path, meta, Path(data_file), chat_template, length)
-    meta = {key: value for key, value in meta.items() if not key.startswith("tokenizer.")}
-    batch, accumulate = options.get("batch", 1), options.get("accumulate", 1)
-    order = data.Order(examples, batch, options.get("seed", 0))
-    if steps is None:
-        steps = max(1, round(epochs * order.epoch / accumulate))
-    chosen = Options(steps=steps, **options)
-    folder.mkdir(parents=True, exist_ok=True)
-    if checkpoints(folder) and not resume:
-        raise EdgeqError(
-            f"{folder} has checkpoints of a run: go on with it (--resume), or name another folder"
-        )
-    network = Network(meta, tensors, path, hold=hold, again=again, progress=progress, release=files.release)
+    order, chosen = _prepared(
+        path, meta, Path(data_file), folder, chat_template, length, epochs, steps, options
+    )
+    _check_folder(folder, resume)
+    network = Network(
+        _without_words(meta), tensors, path, hold=hold, again=again, progress=progress, release=files.release
+    )
     learned, dropout = lora.attach(network, settings, chosen.seed)
 
-    def begin(step: int, turn: int) -> None:
+    def begin(step: int, turn: int, batch: data.Batch) -> None:
         dropout.key = (step, turn)
-
-    loop = Loop(network, learned, order, chosen, folder, begin=begin)
-    if resume:
-        loop.resume()
 
     def saved() -> None:
         made = lora.adapter_of(learned, settings)
         adapter.write_peft(folder, made, settings, network.module, network.config, str(model))
         loop.write_curve(folder / "loss.csv")
 
+    loop = Loop(network, learned, order, chosen, folder, begin=begin)
+    if resume:
+        loop.resume()
     loop.run(progress, saved)
     return Outcome(folder, loop.curve)
+
+
+def train_quantized(
+    model: str | os.PathLike[str],
+    format: str,
+    data_file: str | os.PathLike[str],
+    folder: str | os.PathLike[str],
+    *,
+    mean: bool = False,
+    lsq: bool = False,
+    activations: bool = False,
+    distill: bool = False,
+    length: int = 256,
+    epochs: float = 1.0,
+    steps: int | None = None,
+    again: bool = False,
+    resume: bool = False,
+    chat_template: str | None = None,
+    progress: Progress | None = None,
+    **options: Any,
+) -> Outcome:
+    """Train the layers of a model for the format that they will be stored in; writes FOLDER/model.gguf.
+
+    Parameters
+    ----------
+    model, data_file, length, epochs, steps, again, resume, chat_template, progress, options : as in
+        `train_lora`.
+    format : of the layers' matrices, such as "q4_0" or "tq2_0".
+    folder : for the model, the curve of losses, and checkpoints.
+    mean, lsq, activations : see `qat`: scales that are mean magnitudes, scales that learn, inputs of 8 bits.
+    distill : learn what the model said before, instead of the text.
+    """
+    if formats.get(format).GGML is None or formats.parts(formats.get(format)):
+        raise ValueError(f"GGUF files have no type for {format}")
+    path, folder = catalog.resolve(model, progress), Path(folder)
+    meta, tensors = files.read(path)
+    order, chosen = _prepared(
+        path, meta, Path(data_file), folder, chat_template, length, epochs, steps, options
+    )
+    _check_folder(folder, resume)
+    meta = _without_words(meta)
+    network = Network(
+        meta, tensors, path, trained=lambda name: name.startswith("blk."), again=again, progress=progress
+    )
+    learned = network.parameters | qat.attach(
+        network, format, choose=qat.mean if mean else formats.choose, steps=lsq, activations=activations
+    )
+    teacher = qat.Teacher(Network(meta, tensors, path)) if distill else None
+
+    def begin(step: int, turn: int, batch: data.Batch) -> None:
+        if teacher is not None:
+            teacher.begin(batch)
+
+    loop = Loop(network, learned, order, chosen, folder, begin=begin, loss=teacher or likelihood)
+    if resume:
+        loop.resume()
+    loop.run(progress, lambda: loop.write_curve(folder / "loss.csv"))
+    merge.write(path, qat.exported(network), {}, folder / "model.gguf", progress=progress)
+    return Outcome(folder, loop.curve)
+
+
+def _prepared(
+    path: Path,
+    meta: dict[str, Any],
+    data_file: Path,
+    folder: Path,
+    chat_template: str | None,
+    length: int,
+    epochs: float,
+    steps: int | None,
+    options: dict[str, Any],
+) -> tuple[data.Order, Options]:
+    """The batches of a run, and its options."""
+    examples = _examples(path, meta, data_file, chat_template, length)
+    order = data.Order(examples, options.get("batch", 1), options.get("seed", 0))
+    if steps is None:
+        steps = max(1, round(epochs * order.epoch / options.get("accumulate", 1)))
+    return order, Options(steps=steps, **options)
+
+
+def _check_folder(folder: Path, resume: bool) -> None:
+    """Make the folder; EdgeqError if it has a run that nobody asked to go on with."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if checkpoints(folder) and not resume:
+        raise EdgeqError(
+            f"{folder} has checkpoints of a run: go on with it (--resume), or name another folder"
+        )
+
+
+def _without_words(meta: dict[str, Any]) -> dict[str, Any]:
+    """Metadata without the vocabulary, which is large and done with."""
+    return {key: value for key, value in meta.items() if not key.startswith("tokenizer.")}
 
 
 def _examples(
     path: Path, meta: dict[str, Any], data_file: Path, chat_template: str | None, length: int
 ) -> list[data.Example]:
-    """The examples of a file; the tokenizer, which is large, is needed no longer."""
+    """The examples of a file."""
     words = tokenizer.from_huggingface(path) if path.is_dir() else tokenizer.from_gguf(meta, path)
     return data.read(data_file, words, chat_template or words.chat_template, length)
