@@ -193,6 +193,19 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path):
     loop(tmp_path, steps=2).run()
     with pytest.raises(EdgeqError, match="another rate"):
         loop(tmp_path, steps=2, rate=0.5).resume()
+    other = loop(tmp_path, steps=2)
+    other.order.examples = other.order.examples[1:]
+    with pytest.raises(EdgeqError, match="another examples"):
+        Loop(other.network, other.learned, other.order, other.options, tmp_path).resume()
+    with pytest.raises(EdgeqError, match="another lora_alpha"):
+        Loop(
+            other.network,
+            other.learned,
+            loop(tmp_path, steps=2).order,
+            other.options,
+            tmp_path,
+            about={"lora_alpha": 3},
+        ).resume()
     with pytest.raises(EdgeqError, match="another model or adapter"):
         loop(tmp_path, steps=2, settings=lora.Settings(r=2, target_modules=("up_proj",))).resume()
     assert not loop(tmp_path / "new", steps=2).resume()

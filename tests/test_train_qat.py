@@ -5,9 +5,9 @@ import pytest
 from click.testing import CliRunner
 from folders import GOLDEN, complete
 
-from edgeq import arch, cli, files, formats
+from edgeq import arch, cli, files, formats, tokenizer
 from edgeq.arch import huggingface
-from edgeq.train import qat, run, tape
+from edgeq.train import data, qat, run, tape
 from edgeq.train.backend import Network
 from edgeq.train.data import Batch, Example, Order
 from edgeq.train.loop import Loop, Options
@@ -152,7 +152,8 @@ def test_from_files_to_a_file(tmp_path):
     model = arch.load(meta, tensors, backend="numpy")
     network = Network(*files.read(folder), folder, trained=layers)
     qat.attach(network, "q4_0")
-    loop = Loop(network, network.parameters, Order([], 1, 0), Options(steps=12, rate=0.01), tmp_path / "out")
+    order = Order(data.read(text, tokenizer.load(folder), None, 40), 1, 0)
+    loop = Loop(network, network.parameters, order, Options(steps=12, rate=0.01), tmp_path / "out")
     assert loop.resume()
     ids = ids_of("llama")
     trained = tape.value(network.head(network.hidden(ids[None])))

@@ -4,7 +4,7 @@ A step depends on the weights, on what the optimizer remembers, and on its own n
 batch, the learning rate and what dropout leaves out. So these are all that a checkpoint holds:
 
     checkpoint-N/state.safetensors    weights, and "m.NAME", "v.NAME" of the optimizer
-    checkpoint-N/state.json           the number of steps, the options, the losses so far
+    checkpoint-N/state.json           what makes the run what it is, and the losses so far
 """
 
 import json
@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
@@ -128,6 +129,7 @@ class Loop:
     folder : where checkpoints belong.
     begin : called with (step, turn, batch) before each batch.
     loss : of some rows of logits.
+    about : what else makes the run what it is; a checkpoint of one that differs in it is not gone on with.
 
     Attributes
     ----------
@@ -144,12 +146,15 @@ class Loop:
         *,
         begin: Callable[[int, int, Batch], None] = lambda step, turn, batch: None,
         loss: Loss = likelihood,
+        about: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
         self.network, self.learned, self.order, self.options = network, learned, order, options
         self.folder, self.begin, self.loss = folder, begin, loss
         self.weights = {name: var.value for name, var in learned.items()}
         self.optimizer: optim.Optimizer = optim.OPTIMIZERS[options.optimizer](decay=options.decay)
         self.curve: list[Point] = []
+        identity = {**asdict(options), **about, "examples": order.fingerprint()}
+        self.identity: dict[str, Any] = json.loads(json.dumps(identity))  # as a checkpoint gives it back
 
     def run(self, progress: Progress | None = None, saved: Callable[[], None] = lambda: None) -> None:
         """Take the steps that are left; `saved` is called after each checkpoint."""
@@ -192,7 +197,7 @@ class Loop:
         """Write a checkpoint, and remove those before it."""
         arrays = self.weights | self.optimizer.state
         entries = [entry(name, "F32", array) for name, array in arrays.items()]
-        told = {"options": asdict(self.options), "curve": [list(point) for point in self.curve]}
+        told = {"run": self.identity, "curve": [list(point) for point in self.curve]}
         path = self.folder / f"checkpoint-{len(self.curve)}"
         if path.exists():
             shutil.rmtree(path)
@@ -209,8 +214,7 @@ class Loop:
             return False
         path, allowance = found[-1], Allowance()
         told: dict[str, Any] = strict_json.read(path / STEPS, allowance)
-        if told["options"] != asdict(self.options):
-            changed = [k for k, v in asdict(self.options).items() if told["options"].get(k) != v]
+        if changed := [key for key, value in self.identity.items() if told["run"].get(key) != value]:
             raise EdgeqError(
                 f"{path} was made with another {' and '.join(changed)}: give the same, or a new folder"
             )

@@ -1,6 +1,7 @@
 """Training an adapter for a model, or the model itself for a format: from names of files to files."""
 
 import os
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -56,9 +57,7 @@ def train_lora(
     """
     path, folder = catalog.resolve(model, progress), Path(folder)
     meta, tensors = files.read(path)
-    order, chosen = _prepared(
-        path, meta, Path(data_file), folder, chat_template, length, epochs, steps, options
-    )
+    order, chosen = _prepared(path, meta, Path(data_file), chat_template, length, epochs, steps, options)
     _check_folder(folder, resume)
     network = Network(
         _without_words(meta), tensors, path, hold=hold, again=again, progress=progress, release=files.release
@@ -73,7 +72,7 @@ def train_lora(
         adapter.write_peft(folder, made, settings, network.module, network.config, str(model))
         loop.write_curve(folder / "loss.csv")
 
-    loop = Loop(network, learned, order, chosen, folder, begin=begin)
+    loop = Loop(network, learned, order, chosen, folder, begin=begin, about=asdict(settings))
     if resume:
         loop.resume()
     loop.run(progress, saved)
@@ -114,9 +113,7 @@ def train_quantized(
         raise ValueError(f"GGUF files have no type for {format}")
     path, folder = catalog.resolve(model, progress), Path(folder)
     meta, tensors = files.read(path)
-    order, chosen = _prepared(
-        path, meta, Path(data_file), folder, chat_template, length, epochs, steps, options
-    )
+    order, chosen = _prepared(path, meta, Path(data_file), chat_template, length, epochs, steps, options)
     _check_folder(folder, resume)
     meta = _without_words(meta)
     network = Network(
@@ -131,7 +128,8 @@ def train_quantized(
         if teacher is not None:
             teacher.begin(batch)
 
-    loop = Loop(network, learned, order, chosen, folder, begin=begin, loss=teacher or likelihood)
+    about = dict(format=format, mean=mean, lsq=lsq, activations=activations, distill=distill)
+    loop = Loop(network, learned, order, chosen, folder, begin=begin, loss=teacher or likelihood, about=about)
     if resume:
         loop.resume()
     loop.run(progress, lambda: loop.write_curve(folder / "loss.csv"))
@@ -143,7 +141,6 @@ def _prepared(
     path: Path,
     meta: dict[str, Any],
     data_file: Path,
-    folder: Path,
     chat_template: str | None,
     length: int,
     epochs: float,
