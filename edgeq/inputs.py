@@ -54,6 +54,8 @@ def rounded(x: np.ndarray, inputs: Inputs | None) -> np.ndarray:
     """What becomes of x float32 (n, cols); what is no finite number stays none."""
     if inputs is None:
         return x
-    codes, scale = encode(x, inputs)
-    of_column = np.repeat(scale, BLOCK if inputs.share == "block" else x.shape[1], axis=1)
-    return (codes - np.float32(inputs.zero)) * of_column[:, : x.shape[1]] + 0 * x
+    with np.errstate(invalid="ignore"):  # an infinite number has an infinite scale
+        codes, scale = encode(x, inputs)
+        of_column = np.repeat(scale, BLOCK if inputs.share == "block" else x.shape[1], axis=1)
+        near = (codes - np.float32(inputs.zero)) * of_column[:, : x.shape[1]]
+    return np.where(np.isfinite(x), near, np.float32(np.nan))

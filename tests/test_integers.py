@@ -344,7 +344,7 @@ def test_feedback_lessens_the_error_of_the_output(module):
         return np.vdot(left @ h, left)
 
     plain = target.fit(w, None)
-    assert error(*gptq(w, h, target)) < 0.8 * error(encode(w, plain), plain)
+    assert error(*gptq(w, h, target, order="groups")) < 0.85 * error(encode(w, plain), plain)
 
 
 def test_inputs_survive_a_copy(folder):

@@ -78,6 +78,18 @@ def _kept_sum(sums, total, scale, zero):
 
 
 @njit(nogil=True)
+def largest_of_row(x, token):
+    """max |x| of a token."""
+    cols, top = x.shape[1], simd.splat(np.float32(0))
+    for i in range(cols // 16):
+        top = simd.maximum(top, simd.magnitude(simd.load(x, token * cols + 16 * i)))
+    out = simd.largest(top)
+    for i in range(cols - cols % 16, cols):
+        out = max(out, abs(x[token, i]))
+    return out
+
+
+@njit(nogil=True)
 def quantize_row(x, codes, scale, sums, zero, given, shift, token):
     """Quantize token number `token`; x (n, cols) is padded with zeros to whole runs, and the others are laid
     out in tiles, codes as int8 or int16 (n, columns).
@@ -87,7 +99,7 @@ def quantize_row(x, codes, scale, sums, zero, given, shift, token):
     cols = x.shape[1]
     shared = given
     if given == OF_TOKEN:
-        shared = np.abs(x[token]).max() / np.float32(simd.code_limit(codes))
+        shared = largest_of_row(x, token) / np.float32(simd.code_limit(codes))
     runs, tokens = scale.shape[1], scale.shape[2]
     tile, t = token // tokens, token % tokens
     for r in range(runs):

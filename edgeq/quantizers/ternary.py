@@ -90,7 +90,7 @@ def few_values(
         return integers.holding(plan, made)
     for linear, inputs in layerwise._walk(plan, calibration, progress):
         for name, w in linear.parts():
-            codes, grid = gptq(_grouped(name, w, target), inputs.hessian, target, damp=damp)
+            codes, grid = gptq(_grouped(name, w, target), inputs.hessian, target, damp=damp, order="groups")
             made[name] = _stored(name, codes, grid)
             w[:] = formats.dequantize(made[name])
     return integers.holding(plan, made)
