@@ -8,8 +8,12 @@ the next: what becomes of its weights on the way is what the layers behind it se
 float weights of one layer are in memory.
 """
 
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
+from functools import partial
+from itertools import chain
+from queue import SimpleQueue
 from types import SimpleNamespace
 from typing import Any
 
@@ -24,6 +28,9 @@ from .evaluate.protocol import cut
 from .files.imatrix import CHUNK, Imatrix, Squares
 from .observers import Observer
 from .tensor import Tensor
+
+AT_ONCE = 8  # chunks that are made up together
+TOGETHER = 4  # chunks whose inputs are squared in one product
 
 
 def imatrix(
@@ -177,21 +184,24 @@ class Held:
     """A linear in float32, whose weights are in memory from `hold` to `let_go`.
 
     weight : float32 (rows, cols), the rows of all tensors; whoever changes it changes the layer.
+    original : what it was at first.
     """
 
     names: tuple[str, ...]  # of the tensors, set by who makes it
     weight: np.ndarray
+    original: np.ndarray
 
     def __init__(self, tensors: Sequence[Tensor], bias: np.ndarray | None = None, **unused: Any) -> None:
         self.tensors, self.bias = tensors, bias
 
     def hold(self) -> None:
         """Decode the weights."""
-        self.weight = np.concatenate([formats.dequantize(t) for t in self.tensors])
+        self.original = np.concatenate([formats.dequantize(t) for t in self.tensors])
+        self.weight = self.original.copy()
 
     def let_go(self) -> None:
         """Forget them."""
-        del self.weight
+        del self.weight, self.original
 
     def parts(self) -> Iterator[tuple[str, np.ndarray]]:
         """Name and weights of each tensor, which are views of `weight`."""
@@ -199,7 +209,14 @@ class Held:
         return zip(self.names, np.split(self.weight, ends), strict=True)
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
-        y = x @ self.weight.T
+        return self._with(self.weight, x)
+
+    def at_first(self, x: np.ndarray) -> np.ndarray:
+        """What it made of x before its weights were changed."""
+        return self._with(self.original, x)
+
+    def _with(self, weight: np.ndarray, x: np.ndarray) -> np.ndarray:
+        y = x @ weight.T
         return y if self.bias is None else y + self.bias
 
 
@@ -209,18 +226,29 @@ class Inputs:
     Attributes
     ----------
     hessian : float64 (cols, cols), XXᵀ.
+    drift : float64 (cols, cols), (X̃ - X)Xᵀ, where X̃ are the inputs in the model as it was at first; None
+        where nobody asked for it.
     magnitudes : float64 (cols,), Σ |x|.
     count : inputs.
     """
 
-    def __init__(self, cols: int) -> None:
+    def __init__(self, cols: int, *, drift: bool = False) -> None:
         self.hessian, self.magnitudes, self.count = np.zeros((cols, cols)), np.zeros(cols), 0
+        self.drift = np.zeros((cols, cols)) if drift else None
 
-    def look(self, x: np.ndarray) -> None:
-        """Add inputs x float32 (n, cols)."""
-        self.hessian += x.T @ x
+    def look(
+        self, x: np.ndarray, original: np.ndarray | None = None, *, size: np.ndarray | None = None
+    ) -> None:
+        """Add inputs x float32 (n, cols), and what they were at first; size float32 (n, 1) is what errors are
+        relative to.
+        """
         self.magnitudes += np.abs(x).sum(axis=0)
         self.count += len(x)
+        if size is not None:
+            x, original = x / size, None if original is None else original / size
+        self.hessian += x.T @ x
+        if self.drift is not None and original is not None:
+            self.drift += (original - x).T @ x
 
 
 def held(
@@ -241,74 +269,166 @@ def held(
 
 
 def walk(
-    model: Model, windows: np.ndarray, *, sequential: bool = True, progress: Progress | None = None
+    model: Model,
+    windows: np.ndarray,
+    *,
+    drift: bool = False,
+    relative: bool = False,
+    progress: Progress | None = None,
 ) -> Iterator[tuple[Held, Inputs]]:
     """Give each linear of each layer, in the order in which they compute, and what is known of its inputs.
+
+    All chunks wait at a linear until it was given, and perhaps changed; what becomes of its weights is what
+    the linears behind it see. So each computes once.
 
     Parameters
     ----------
     model : from `held`.
     windows : int (chunks, ctx), the text.
-    sequential : look at the inputs of a linear after the one before it was given, and perhaps changed.
-        Otherwise those of a layer all see what its own weights were at first, in half the time.
+    drift : read the text with the model as it was at first, too, and see how inputs differ.
+    relative : divide the inputs of linears that add to the residual stream by its size, token by token, as
+        the next norm will; the magnitudes stay what they are.
     progress : called with ("layers", those that are done, all of them).
     """
     network, cache = model.network, model.new_cache(windows.shape[1])
-    states = [network.embed(window) for window in windows]
+    states = [[network.embed(window) for window in windows] for _ in range(1 + drift)]
     for done, layer in enumerate(network.layers):
         if progress:
             progress("layers", done, len(network.layers))
-        linears = [value for value in vars(layer).values() if isinstance(value, Held)]
-        for linear in linears:
+        linears = {name: value for name, value in vars(layer).items() if isinstance(value, Held)}
+        for linear in linears.values():
             linear.hold()
-        for group in [[linear] for linear in linears] if sequential else [linears]:
-            yield from zip(group, _seen(model, layer, group, windows, states, cache), strict=True)
-        with arch.turn(model.ops, model.threads):
-            for i, _ in _each(windows, cache):
-                states[i] = np.array(layer(states[i], [cache]))
-        for linear in linears:
+        streams = [[Passage(layer, state, [cache]) for state in stream] for stream in states]
+        vars(layer).update({name: partial(wait, linear) for name, linear in linears.items()})
+        try:
+            with arch.turn(model.ops, model.threads):
+                for stream in streams:
+                    _go_on(stream, lambda at: None, windows, cache)
+            while (at := streams[0][0].at) is not None:
+                yield at, _seen(streams, relative=relative)
+                with arch.turn(model.ops, model.threads):
+                    _go_on(streams[0], at, windows, cache)
+                    for stream in streams[1:]:
+                        _go_on(stream, at.at_first, windows, cache)
+            states = [[np.array(passage.x) for passage in stream] for stream in streams]
+        finally:
+            for passage in chain(*streams):
+                passage.end()
+            vars(layer).update(linears)
+        for linear in linears.values():
             linear.let_go()
     if progress:
         progress("layers", len(network.layers), len(network.layers))
 
 
-class _Enough(Exception):
-    """What a layer is wanted for has happened."""
-
-
-def _seen(
-    model: Model, layer: Any, linears: list[Held], windows: np.ndarray, states: list[np.ndarray], cache: Any
-) -> list[Inputs]:
-    """What some linears of a layer are given, in the order in which they compute."""
-    found = {id(linear): Inputs(linear.tensors[0].cols) for linear in linears}
-    places = {name: value for name, value in vars(layer).items() if id(value) in found}
-
-    def watch(linear: Held) -> Callable[[np.ndarray], np.ndarray]:
-        def look(x: np.ndarray) -> np.ndarray:
-            found[id(linear)].look(x)
-            if linear is linears[-1]:
-                raise _Enough
-            return linear(x)
-
-        return look
-
-    try:
-        vars(layer).update({name: watch(linear) for name, linear in places.items()})
-        with arch.turn(model.ops, model.threads):
-            for i, _ in _each(windows, cache):
-                with suppress(_Enough):
-                    layer(states[i], [cache])
-    finally:
-        vars(layer).update(places)
-    for linear in linears:
-        if not np.isfinite(found[id(linear)].hessian).all():
-            raise EdgeqError(f"the inputs of {linear.names[0]} are not finite numbers")
-    return [found[id(linear)] for linear in linears]
-
-
-def _each(windows: np.ndarray, cache: Any) -> Iterator[tuple[int, np.ndarray]]:
-    """Each chunk and its number, with its tokens in the cache."""
-    for i, window in enumerate(windows):
-        cache.truncate(0)
+def _go_on(stream: Sequence["Passage"], answer: Callable, windows: np.ndarray, cache: Any) -> None:
+    """Let each chunk go on to the next linear, where what it waits for is `answer(x)`."""
+    for passage, window in zip(stream, windows, strict=True):
+        cache.truncate(0)  # from a linear to the next there is at most one attention, of one chunk
         cache.tokens.extend(window.tolist())
-        yield i, window
+        passage.go_on(answer(passage.x))
+
+
+def _seen(streams: Sequence[Sequence["Passage"]], *, relative: bool) -> Inputs:
+    """What is known of the inputs at which all chunks wait."""
+    linear, drift = streams[0][0].at, len(streams) > 1
+    assert linear is not None
+    inputs = Inputs(linear.tensors[0].cols, drift=drift)
+    for start in range(0, len(streams[0]), TOGETHER):
+        group = [stream[start : start + TOGETHER] for stream in streams]
+        x = [np.concatenate([p.x for p in stream]) for stream in group]
+        state = np.concatenate([p.args[0] for p in group[0]])
+        adds = linear.weight.shape[0] == state.shape[1]
+        size = np.sqrt((state * state).mean(axis=1, keepdims=True)) if relative and adds else None
+        inputs.look(*x, size=size)
+    if not np.isfinite(inputs.hessian).all():
+        raise EdgeqError(f"the inputs of {linear.names[0]} are not finite numbers")
+    return inputs
+
+
+class Passage(threading.Thread):
+    """A chunk on its way through a layer: a thread that runs only while `go_on` waits for it to arrive.
+
+    Attributes
+    ----------
+    at : the linear where it waits; None before it starts and once it is through.
+    x : what that linear is given; in the end, what the layer made.
+    """
+
+    def __init__(self, layer: Callable, *args: Any) -> None:
+        super().__init__(daemon=True)
+        self.layer, self.args = layer, args
+        self.at: Held | None = None
+        self.x: Any = None
+        self.error: BaseException | None = None
+        self.answers: SimpleQueue[Any] = SimpleQueue()
+        self.arrived = threading.Semaphore(0)
+
+    def go_on(self, answer: Any) -> None:
+        """Give it what it waits for, and wait until it is at the next linear, or through."""
+        self.x = None
+        if self.ident is None:
+            self.start()
+        else:
+            self.answers.put(answer)
+        self.arrived.acquire()
+        if self.error:
+            raise self.error
+
+    def end(self) -> None:
+        """Give up what has not arrived."""
+        if self.at:
+            self.answers.put(_End)
+            self.join()
+
+    def run(self) -> None:
+        """Called by the thread."""
+        try:
+            self.x = self.layer(*self.args)
+        except _End:
+            pass
+        except BaseException as e:
+            self.error = e
+        self.at = None
+        self.arrived.release()
+
+
+def sampled(
+    model: Model, chunks: int, ctx: int, *, first: int | None, seed: int, progress: Progress | None = None
+) -> np.ndarray:
+    """A text that the model makes up, token ids int64 (chunks, ctx), for want of another one.
+
+    Each chunk begins with the token `first`, or with any where there is none, and goes on with what the model
+    thinks likely, at temperature 1.
+
+    Source: Liu et al., LLM-QAT, arXiv 2305.17888, section 2.1, where the first few tokens are the likeliest.
+    """
+    rng, vocab = np.random.default_rng(seed), model.config.vocab_size
+    windows = np.empty((chunks, ctx), np.int64)
+    windows[:, 0] = rng.integers(vocab, size=chunks) if first is None else first
+    for start in range(0, chunks, AT_ONCE):
+        part = windows[start : start + AT_ONCE]
+        caches = [model.new_cache(ctx) for _ in part]
+        for i in range(1, ctx):
+            logits = model.step(part[:, i - 1].tolist(), caches).astype(np.float64)
+            # the largest of logits with such noise is distributed as their softmax
+            part[:, i] = (logits + rng.gumbel(size=logits.shape)).argmax(axis=1)
+            if progress:
+                progress("making up a text", start * ctx + len(part) * (i + 1), chunks * ctx)
+    return windows
+
+
+class _End(Exception):
+    """A passage is not wanted any more."""
+
+
+def wait(linear: Held, x: np.ndarray) -> np.ndarray:
+    """Stand in for a linear in a passage."""
+    passage = threading.current_thread()
+    assert isinstance(passage, Passage)
+    passage.at, passage.x = linear, x
+    passage.arrived.release()
+    answer = passage.answers.get()
+    if answer is _End:
+        raise _End
+    return answer

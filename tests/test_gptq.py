@@ -9,13 +9,13 @@ import pytest
 from edgeq import formats, ranges
 from edgeq.grid import decode, encode
 from edgeq.quantizers.gptq import gptq, inverse_root
-from edgeq.quantizers.objective import damped, error
+from edgeq.quantizers.objective import damped, error, toward
 from edgeq.quantizers.obq import obq
-from edgeq.quantizers.target import target
+from edgeq.quantizers.target import target as grids
 
 GOLDEN = dict(np.load(Path(__file__).parent / "golden" / "gptq.npz"))
 CASES = [key.removeprefix("codes-") for key in GOLDEN if key.startswith("codes-")]
-target = partial(target, compiled=False)
+target = partial(grids, compiled=False)
 
 
 def layer(rows=8, cols=256, tokens=700, seed=0):
@@ -198,10 +198,61 @@ def test_unsound_input():
 
 def test_compiled_fits_are_the_same():
     w, h = layer(rows=20)
-    for name in ("q4_0", "q4_1", "q4_k", "q6_k"):
-        slow, fast = (gptq(w, h, target(name, 256, compiled=compiled)) for compiled in (False, True))
+    for name in ("q4_0", "q4_1", "q4_k", "q6_k", "iq4_nl", "i3"):
+        slow, fast = (gptq(w, h, grids(name, 256, compiled=compiled)) for compiled in (False, True))
         np.testing.assert_array_equal(slow[0], fast[0])
         for importance in (None, np.diagonal(h)):
-            a, b = (target(name, 256, compiled=c).fit(w, importance) for c in (False, True))
+            a, b = (grids(name, 256, compiled=c).fit(w, importance) for c in (False, True))
             for x, y in zip(a, b, strict=True):
                 np.testing.assert_array_equal(x, y)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        *((name, {}) for name in ("q4_0", "q4_1", "q3_k", "q4_k", "q6_k", "iq4_nl", "mxfp4")),
+        *(("i3", {"per": 64, "symmetric": s}) for s in (True, False)),
+        ("i8", {"symmetric": False}),
+    ],
+)
+def test_descent_never_rises(name, options):
+    w, h = layer(rows=12)
+    whole, errors = damped(h, 0.01), []
+    for sweeps in range(4):
+        for compiled in (False, True):
+            to = grids(name, 256, compiled=compiled, **options)
+            codes, grid = gptq(w, h, to, sweeps=sweeps)
+            errors.append(error(w, decode(codes, grid), whole))
+            packed = formats.pack(name, codes, grid)
+            np.testing.assert_array_equal(formats.dequantize(packed), decode(codes, grid))
+        assert errors[-1] == errors[-2]
+    assert (np.diff(errors[::2]) <= 1e-9).all()
+    assert errors[-1] < 0.99 * errors[0]
+
+
+def test_where_descent_ends_no_single_code_is_better():
+    w, h = layer(rows=2, cols=64)
+    to = target("q4_0", 64)
+    codes, grid = gptq(w, h, to, sweeps=40)
+    whole = damped(h, 0.01)
+    coded = decode(codes, grid)
+    least = np.einsum("ri,ij,rj->r", w - coded, whole, w - coded)
+    for column in range(64):
+        for other in range(16):
+            changed = codes.copy()
+            changed[:, column] = other
+            left = w - decode(changed, grid)
+            assert (np.einsum("ri,ij,rj->r", left, whole, left) >= least * (1 - 1e-4)).all()
+
+
+def test_toward_what_inputs_were():
+    rng = np.random.default_rng(0)
+    x, w = rng.standard_normal((300, 24)), rng.standard_normal((5, 24)).astype(np.float32)
+    first = x + 0.3 * rng.standard_normal((300, 24))
+    aim = toward(w, x.T @ x, (first - x).T @ x, 0.0)
+    apart = []
+    for _ in range(5):
+        v = w + rng.standard_normal(w.shape)
+        ours, theirs = (((aim - v) @ x.T) ** 2).sum(), ((w @ first.T - v @ x.T) ** 2).sum()
+        apart.append(theirs - ours)
+    np.testing.assert_allclose(apart, apart[0], rtol=1e-4)

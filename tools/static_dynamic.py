@@ -121,7 +121,7 @@ def main() -> None:
     protocol, windows = cut(
         args.text.read_bytes().decode(), tokenizer.load(args.reference), "llama.cpp", chunks=args.chunks
     )
-    reference = integers.model(plan)
+    reference = layerwise.model(plan)
     if args.speed:
         wanted = {"weights only": "weights only | channel | 16 bits"}
         wanted |= {f"dynamic, {share}": f"dynamic | channel | {share}" for share in ("token", "block")}
@@ -129,7 +129,7 @@ def main() -> None:
         models = {"f16": reference}
         for name, made in variants(plan, look._replace(chunks=1)):
             if name in wanted.values():
-                models[next(k for k, v in wanted.items() if v == name)] = integers.model(made)
+                models[next(k for k, v in wanted.items() if v == name)] = layerwise.model(made)
             if len(models) == len(wanted) + 1:
                 break
         speeds(models, windows[0])
@@ -139,7 +139,7 @@ def main() -> None:
     nll, _ = quality(reference, windows, protocol.first_scored, base)
     print(f"| f16 | | | {exp_mean(nll)[0]:.2f} | 0 |", flush=True)
     for name, made in variants(plan, look):
-        nll, kld = quality(integers.model(made), windows, protocol.first_scored, base)
+        nll, kld = quality(layerwise.model(made), windows, protocol.first_scored, base)
         print(f"| {name} | {exp_mean(nll)[0]:.2f} | {mean(kld)[0]:.4f} ± {mean(kld)[1]:.4f} |", flush=True)
 
 

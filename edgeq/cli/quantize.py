@@ -60,14 +60,20 @@ OPTIONS = (
 
 
 METHOD = (
-    option("--method", metavar="NAME", callback=_lower,
-           help="Choose codes with gptq, hqq, awq, or several in turn: awq+gptq. aqlm, static, dynamic, "
-            "smooth+static, ternary and binary write a folder and take no TYPE."),
+    option("--auto", "bits", metavar="BITS", type=click.FloatRange(1, 16),
+           help="Choose a type for each tensor, for so many bits per weight; in the place of TYPE."),
+    option("--method", metavar="NAME", callback=_lower, default="rtn",
+           help="Choose codes with gptq, hqq, awq, or several in turn: awq+gptq. rtn: each the nearest. "
+            "aqlm, static, dynamic, smooth+static, ternary and binary write a folder and take no TYPE."),
     option("--option", "method_options", multiple=True, metavar="NAME=VALUE", callback=_method_options,
             help="Of the method, such as damp=0.02."),
-    option("--calibration", type=TEXT_FILE, help="Text that gptq, awq and aqlm look at, in UTF-8."),
+    option("--calibration", type=TEXT_FILE,
+            help="Text that methods look at, in UTF-8. Unless given, the model makes one up."),
+    option("-s", "--seed", type=int, default=0, help="For a text that is made up."),
     option("--chunks", type=click.IntRange(1), default=128, help="How many pieces of it."),
     option("-c", "--ctx-size", "ctx", type=click.IntRange(8), default=512, help="Tokens of a piece."),
+    option("--report", type=click.Path(dir_okay=False, path_type=Path),
+            help="JSON file for the error of each matrix, |(W - W')X|^2 / |WX|^2, that gptq or awq leave."),
 )  # fmt: skip
 
 
@@ -86,11 +92,14 @@ def command(
     dry_run: bool,
     max_size: int | None,
     threads: int | None,
-    method: str | None,
+    method: str,
     method_options: dict[str, Any],
     calibration: Path | None,
     chunks: int,
     ctx: int,
+    seed: int,
+    bits: float | None,
+    report: Path | None,
     **options: Any,
 ) -> None:
     """Write the model SRC to the GGUF file DST as TYPE.
@@ -106,23 +115,38 @@ def command(
     """
     from .. import catalog, quantizers
 
-    if method and len(names) == 2 and method.split("+")[-1] in quantizers.layerwise.FOLDERS:
+    folder = method.split("+")[-1] in quantizers.layerwise.FOLDERS
+    if bits is None and folder and len(names) == 2:
         names = *names, "copy"
-    if len(names) != 3 and not (dry_run and len(names) == 2):
-        raise click.UsageError("expected SRC DST TYPE (with --dry-run, DST may be left out)")
+    fixed = 2 if bits is None else 1  # words beside DST
+    if len(names) != fixed + 1 and not (dry_run and len(names) == fixed):
+        raise click.UsageError("expected SRC DST TYPE (with --dry-run no DST, with --auto no TYPE)")
     start = time.monotonic()
-    with usage(), progress() as report:
-        plan = quantizers.plan(catalog.resolve(names[0], report), names[-1], **options)
+    text = None if calibration is None else read_text(calibration)
+    look = quantizers.layerwise.Calibration(text, chunks, ctx, seed, threads=threads)
+    with usage(), progress() as bar:
+        path = catalog.resolve(names[0], bar)
+        if bits is None:
+            plan = quantizers.plan(path, names[-1], **options)
+        else:
+            plan = quantizers.automatic(path, bits, look, bar, **options)
     if dry_run:
         print_plan(plan)
         return
-    if method:
-        text = None if calibration is None else read_text(calibration)
-        look = quantizers.Calibration(text, chunks, ctx, threads=threads)
-        with usage(), progress() as report, orderly():
-            plan = quantizers.layerwise.apply(method, plan, look, report, **method_options)
-    with progress() as report, orderly():
-        paths = quantizers.write(plan, names[1], max_size=max_size, threads=threads, progress=report)
+    errors: dict[str, float] = {}
+    found = errors.__setitem__ if report else None
+    with usage(), progress() as bar, orderly():
+        plan = quantizers.layerwise.apply(method, plan, look, bar, found, **method_options)
+    if report:
+        made = {
+            "model": names[0],
+            "type": names[-1] if bits is None else f"auto {bits:g}",
+            "method": method,
+            "errors": errors,
+        }
+        report.write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
+    with progress() as bar, orderly():
+        paths = quantizers.write(plan, names[1], max_size=max_size, threads=threads, progress=bar)
     note(f"{summary(plan)}, in {time.monotonic() - start:.1f} s")
     for path in paths:
         click.echo(path)

@@ -1,6 +1,7 @@
 """Quantizing a model: a smaller file, with a type for each tensor that its mix names.
 
 mix         which type each tensor gets
+auto        the same, from what each type costs each tensor
 layerwise   methods on a whole model, which choose codes or change weights with a text at hand
 gptq, obq, hqq, awq, aqlm, eetq    the algorithms
 smooth, static, dynamic, ternary, binary    methods whose files are those of Hugging Face folders
@@ -11,6 +12,7 @@ objective, target      what they make small, and the grids that they put weights
 import importlib
 import math
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -28,7 +30,7 @@ from ..files.imatrix import Imatrix
 from ..files.imatrix import read as read_imatrix
 from ..files.output import Entry
 from ..tensor import Tensor
-from . import integers, layerwise, mix
+from . import auto, integers, layerwise, mix
 from .layerwise import Calibration as Calibration
 
 Progress = Callable[[str, int, int], None]
@@ -65,7 +67,7 @@ def quantize(
     dst: str | os.PathLike,
     type: str,
     *,
-    method: str | None = None,
+    method: str = "rtn",
     method_options: Mapping[str, Any] | None = None,
     calibration: Calibration | None = None,
     threads: int | None = None,
@@ -80,10 +82,10 @@ def quantize(
     src : a Hugging Face folder, a GGUF file, or a name of the catalog.
     dst : the GGUF file, or folder; it appears whole or not at all.
     type : ``"q4_k_m"``, or another name in ``quantizers.mix.MIXES``; ``"copy"`` keeps all types.
-    method : "gptq", "hqq", "awq", or several in turn: "awq+gptq"; None chooses each code by itself. "aqlm"
-        writes a Hugging Face folder, of a type "copy".
+    method : "gptq", "hqq", "awq", or several in turn: "awq+gptq"; "rtn" chooses each code by itself. "aqlm",
+        "static", "dynamic", "ternary" and "binary" write a Hugging Face folder, of a type "copy".
     method_options : keyword arguments of the method, see ``quantizers.layerwise``.
-    calibration : the text that gptq, awq and aqlm look at.
+    calibration : the text that methods look at; None lets the model make one up.
     threads : threads that compute; None takes one for each core.
     max_size : most bytes of tensors in a file; a larger model takes several, NAME-00001-of-0000N.gguf.
     progress : called with (stage, done, total), in bytes.
@@ -99,9 +101,8 @@ def quantize(
     EdgeqError : when the source is quantized and nobody allowed that, or the disk is full.
     """
     made = plan(catalog.resolve(src, progress), type, **options)
-    if method:
-        look = (calibration or Calibration())._replace(threads=threads)
-        made = layerwise.apply(method, made, look, progress, **(method_options or {}))
+    look = (calibration or Calibration())._replace(threads=threads)
+    made = layerwise.apply(method, made, look, progress, **(method_options or {}))
     return write(made, dst, threads=threads, max_size=max_size, progress=progress)
 
 
@@ -147,6 +148,38 @@ def plan(
             important = np.ones((math.prod(tensor.shape[:-2]), tensor.cols), np.float32)
         recodings.append(Recoding(tensor, format, source.rows.get(key), important))
     return Plan(source.path, _metadata(source, name, types, weights), recodings)
+
+
+def automatic(
+    src: str | os.PathLike,
+    bits: float,
+    calibration: Calibration | None = None,
+    progress: Progress | None = None,
+    **options: Unpack[Options],
+) -> Plan:
+    """A plan in which each matrix has the type that a file of so many bits per weight is best spent on.
+
+    Parameters
+    ----------
+    src : as in `quantize`.
+    bits : per weight, of all tensors together.
+    calibration : the text that shows what the inputs of matrices are; see `auto`.
+    progress : called with (stage, done, total).
+    options : see `plan`; types that they name are taken instead, whatever that makes of the size.
+    """
+    every: Options = {**options, "pure": True}
+    first = plan(src, "q8_0", **every)
+    choices = auto.measure(first, calibration or Calibration(), progress)
+    rest = sum(r.nbytes for r in first.recodings if r.tensor.name not in choices)
+    room = bits / 8 * sum(math.prod(r.tensor.shape) for r in first.recodings)
+    types = auto.choose(choices, room - rest)
+    sizes: Counter[str] = Counter()
+    for name, type in types.items():
+        sizes[type] += next(c.nbytes for c in choices[name] if c.type == type)
+    most = next(name for name, m in mix.MIXES.items() if m.base == sizes.most_common(1)[0][0])
+    exactly = {f"^{re.escape(name)}$": type for name, type in types.items()}
+    chosen: Options = {**options, "tensor_types": {**options.get("tensor_types", {}), **exactly}}
+    return plan(src, most, **chosen)
 
 
 def write(

@@ -24,7 +24,7 @@ from .ternary import GROUP, few_values
 
 if TYPE_CHECKING:
     from . import Plan
-    from .layerwise import Calibration
+    from .layerwise import Calibration, Found
 
 Progress = Callable[[str, int, int], None]
 
@@ -33,6 +33,7 @@ def binary(
     plan: "Plan",
     calibration: "Calibration",
     progress: Progress | None = None,
+    found: "Found | None" = None,
     *,
     group: int = GROUP,
     feedback: bool = True,
@@ -42,7 +43,7 @@ def binary(
     `ternary.ternary`.
     """
     target = Target("binary", group, partial(fit, group=group))
-    return few_values(plan, calibration, progress, target, feedback, damp)
+    return few_values(plan, calibration, progress, found, target, feedback, damp)
 
 
 def fit(w: np.ndarray, importance: np.ndarray | None = None, *, group: int = GROUP) -> Grid:

@@ -18,7 +18,7 @@ from .static import encoded
 
 if TYPE_CHECKING:
     from . import Plan
-    from .layerwise import Calibration
+    from .layerwise import Calibration, Found
 
 Progress = Callable[[str, int, int], None]
 
@@ -27,6 +27,7 @@ def dynamic(
     plan: "Plan",
     calibration: "Calibration",
     progress: Progress | None = None,
+    found: "Found | None" = None,
     *,
     per: str = "channel",
     inputs: str = "token",
@@ -35,7 +36,7 @@ def dynamic(
 
     Parameters
     ----------
-    plan, calibration, progress : as in `layerwise.apply`; no text is read.
+    plan, calibration, progress, found : as in `layerwise.apply`; no text is read.
     per : what shares a scale of the weights: "channel", a row, or "tensor".
     inputs : what shares one of the inputs: "token", or "block", 32 numbers of a token.
     """

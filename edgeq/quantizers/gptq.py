@@ -28,9 +28,13 @@ Differences from the authors' code:
 Left out: groups of columns that are not neighbors (`g_idx`), for which a layer would have to gather inputs.
 """
 
+import importlib
+import math
+
 import numpy as np
 
 from ..grid import Grid
+from .descent import descend
 from .objective import damped, undecided
 from .target import Columns, Target, join
 
@@ -46,6 +50,7 @@ def gptq(
     damp: float = 0.01,
     order: str | None = None,
     static: bool = False,
+    sweeps: int = 0,
     block: int = 128,
 ) -> tuple[np.ndarray, Grid]:
     """Codes uint8 (rows, cols) and grid of a layer's weights.
@@ -59,6 +64,7 @@ def gptq(
     order : None takes columns as they come; "columns" the most important first; "groups" the most important
         group first, and so its columns.
     static : fit all grids to the weights as they are at first; order "columns" needs that, and does it.
+    sweeps : times that `descent.descend` goes over the codes and the scales afterwards.
     block : columns whose errors are handed on together. It changes the time that it takes, and nothing else.
 
     Raises
@@ -75,7 +81,7 @@ def gptq(
     cost = 1 / np.diagonal(u) ** 2 if span < cols else np.diagonal(h)[sequence]
     feedback = _fixed(u / np.diagonal(u)[:, None], 2.0**-FEEDBACK_BITS)
 
-    unit = 2.0 ** np.ceil(np.log2(np.abs(w).max(initial=np.finfo(np.float32).tiny)))
+    unit = 2.0 ** math.ceil(math.log2(np.abs(w).max(initial=np.finfo(np.float32).tiny)))
     left = _fixed(w.T[sequence].astype(np.float64), unit * 2.0 ** -(ERROR_BITS + FEEDBACK_BITS))
     codes = np.empty((cols, rows), np.uint8)
     grids: dict[int, Grid] = {}
@@ -89,14 +95,42 @@ def gptq(
             )
             columns = Columns(grids[first], span)
         stop = min(start + block, start // span * span + span)
-        errors = np.empty((stop - start, rows))
-        for j in range(start, stop):
-            codes[sequence[j]], values = columns.round(sequence[j] - first, left[j].astype(np.float32))
-            errors[j - start] = _fixed(left[j] - values, unit * 2.0**-ERROR_BITS)
-            left[j + 1 : stop] -= np.outer(feedback[j, j + 1 : stop], errors[j - start])
+        at, own = sequence[start:stop] - first, feedback[start:stop, start:stop]
+        turn = _compiled if target.compiled and columns.ascending else round_block
+        codes[sequence[start:stop]], errors = turn(
+            left[start:stop], own, columns, at, unit * 2.0**-ERROR_BITS
+        )
         left[stop:] -= feedback[start:stop, stop:].T @ errors
         start = stop
-    return np.ascontiguousarray(codes.T), join([grids[i] for i in sorted(grids)])
+    codes, grid = np.ascontiguousarray(codes.T), join([grids[i] for i in sorted(grids)])
+    return descend(w, h, codes, grid, target, sweeps) if sweeps else (codes, grid)
+
+
+def round_block(
+    left: np.ndarray, feedback: np.ndarray, columns: Columns, at: np.ndarray, step: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Codes uint8 and errors float64 (n, rows), multiples of `step`, of a block's columns left float64
+    (n, rows), which change. feedback float64 (n, n); `at` int (n,) is where each lies in the grid.
+    """
+    codes, errors = np.empty(left.shape, np.uint8), np.empty(left.shape)
+    for j in range(len(left)):
+        codes[j], values = columns.round(at[j], left[j].astype(np.float32))
+        errors[j] = _fixed(left[j] - values, step)
+        left[j + 1 :] -= np.outer(feedback[j, j + 1 :], errors[j])
+    return codes, errors
+
+
+def _compiled(
+    left: np.ndarray, feedback: np.ndarray, columns: Columns, at: np.ndarray, step: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """`round_block` by its kernel."""
+    kernels = importlib.import_module("edgeq.kernels.feedback")
+    codes, errors = np.empty(left.shape, np.uint8), np.empty(left.shape)
+    kernels.round_block(
+        left, np.ascontiguousarray(feedback), at // columns.group, columns.scale, columns.over,
+        columns.offset, kernels.table(columns.levels), np.array([step]), codes, errors,
+    )  # fmt: skip
+    return codes, errors
 
 
 def inverse_root(h: np.ndarray, damp: float) -> np.ndarray:

@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .. import arch, calibrate, formats, tokenizer
+from .. import calibrate, formats
 from ..convert import huggingface
 from ..convert.source import Source
 from ..errors import EdgeqError
-from ..evaluate.protocol import cut
 from ..observers import Observer
 from ..tensor import Tensor
 from . import layerwise
@@ -43,17 +42,9 @@ def observe(
     plan: "Plan", calibration: "Calibration", make: Callable[[], Observer], progress: Progress | None
 ) -> dict[tuple[str, ...], Observer]:
     """`calibrate.observe` of the model of a plan."""
-    c = calibration
-    if c.text is None:
-        raise ValueError("this method looks at a text, and there is none: give it one (--calibration)")
-    _, windows = cut(c.text, tokenizer.load(plan.source), "llama.cpp", c.ctx, c.chunks)
-    return calibrate.observe(model(plan, c.backend, c.threads), windows, make, progress=progress)
-
-
-def model(plan: "Plan", backend: str = "numba", threads: int | None = None) -> arch.Model:
-    """The model of a plan, as far as it is encoded."""
-    meta = {key: v.item() if isinstance(v, np.generic) else v for key, v in plan.meta.items()}
-    return arch.load(meta, layerwise._arranged(plan), backend=backend, path=plan.source, threads=threads)
+    windows = layerwise.windows_of(plan, calibration, progress)
+    model = layerwise.model(plan, calibration.backend, calibration.threads)
+    return calibrate.observe(model, windows, make, progress=progress)
 
 
 def holding(plan: "Plan", made: dict[str, Tensor]) -> "Plan":

@@ -16,19 +16,21 @@ from ..calibrate import Held, Inputs
 from ..evaluate.protocol import cut
 from ..tensor import Tensor
 from .aqlm import aqlm as aqlm_of_layer
-from .awq import clip, search_scale
+from .awq import clip, rounded, search_scale
 from .eetq import eetq_onto
 from .gptq import gptq as gptq_of_layer
 from .hqq import Solver, hqq_onto
+from .objective import error, toward
 from .target import target
 
 if TYPE_CHECKING:
     from . import Plan
 
 Progress = Callable[[str, int, int], None]
+Found = Callable[[str, float], None]
 # methods with a format of their own, not of GGUF files
 FOLDERS = ("aqlm", "static", "dynamic", "ternary", "binary")
-METHODS = ("gptq", "hqq", "awq", "eetq", "smooth", *FOLDERS)
+METHODS = ("rtn", "gptq", "hqq", "awq", "eetq", "smooth", *FOLDERS)
 
 # Who makes the inputs of a matrix: a norm by its gains, another matrix by its rows.
 MAKERS = {"attn_q": "attn_norm", "ffn_gate": "ffn_norm", "attn_output": "attn_v", "ffn_down": "ffn_up"}
@@ -40,33 +42,41 @@ class Calibration(NamedTuple):
 
     Attributes
     ----------
-    text : None where no method needs one.
+    text : None lets the model make one up, if a method needs it: see `calibrate.sampled`.
+    seed : for that.
     chunks, ctx : how many pieces of it, and their tokens.
-    sequential : see `calibrate.walk`.
     backend, threads : that compute.
     """
 
     text: str | None = None
     chunks: int = 128
     ctx: int = 512
-    sequential: bool = True
+    seed: int = 0
     backend: str = "numba"
     threads: int | None = None
 
 
 def apply(
-    method: str, plan: "Plan", calibration: Calibration, progress: Progress | None = None, **options: Any
+    method: str,
+    plan: "Plan",
+    calibration: Calibration,
+    progress: Progress | None = None,
+    found: Found | None = None,
+    **options: Any,
 ) -> "Plan":
-    """The plan after a method, or after several, ``"awq+gptq"``; each takes those options that it has."""
-    names = method.lower().split("+")
-    known = {name: _options(name) for name in names}
+    """The plan after a method, or after several, ``"awq+gptq"``; each takes those options that it has.
+
+    found : called with the name of each matrix that was encoded, and its ‖(W - Ŵ)X‖² / ‖WX‖², where the
+        method knows X.
+    """
+    known = check(method)
     unknown = set(options) - {key for keys in known.values() for key in keys}
     if unknown:
         has = ", ".join(sorted(key for keys in known.values() for key in keys))
         raise ValueError(f"{method} has no option {', '.join(sorted(unknown))}; it has {has}")
-    for name in names:
+    for name in method.lower().split("+"):
         own = {key: value for key, value in options.items() if key in known[name]}
-        plan = _method(name)(plan, calibration, progress, **own)
+        plan = _method(name)(plan, calibration, progress, found, **own)
     return plan
 
 
@@ -75,37 +85,61 @@ def _method(name: str) -> Callable[..., "Plan"]:
     return globals().get(name) or getattr(importlib.import_module(f"{__package__}.{name}"), name)
 
 
-def _options(name: str) -> dict[str, inspect.Parameter]:
-    """The keyword arguments of a method."""
-    if name not in METHODS:
-        raise ValueError(f"unknown method {name!r}; edgeq has {', '.join(METHODS)}")
-    parameters = inspect.signature(_method(name)).parameters
-    return {key: p for key, p in parameters.items() if p.kind is p.KEYWORD_ONLY}
+def check(method: str) -> dict[str, dict[str, inspect.Parameter]]:
+    """The options of each method in ``"awq+gptq"``; ValueError for a name that is none."""
+    known = {}
+    for name in method.lower().split("+"):
+        if name not in METHODS:
+            raise ValueError(f"unknown method {name!r}; edgeq has {', '.join(METHODS)}")
+        parameters = inspect.signature(_method(name)).parameters
+        known[name] = {key: p for key, p in parameters.items() if p.kind is p.KEYWORD_ONLY}
+    return known
+
+
+def rtn(
+    plan: "Plan", calibration: Calibration, progress: Progress | None = None, found: Found | None = None
+) -> "Plan":
+    """The plan as it is: each weight gets the nearest code, on the grid that its format's search finds."""
+    return plan
 
 
 def gptq(
     plan: "Plan",
     calibration: Calibration,
     progress: Progress | None = None,
+    found: Found | None = None,
     *,
     damp: float = 0.01,
-    order: str | None = None,
+    order: str | None = "groups",
     static: bool = False,
+    sweeps: int = 0,
+    asymmetric: float = 0.0,
+    relative: bool = False,
 ) -> "Plan":
-    """All matrices of the layers as `gptq.gptq` encodes them, which has the options."""
-    wanted, made = _wanted(plan), {}
-    for linear, inputs in _walk(plan, calibration, progress):
-        matrices = {name: w for name, w in linear.parts() if name in wanted}
+    """All matrices of the layers as `gptq.gptq` encodes them, which has the options but for the last.
+
+    asymmetric : how much of W X̃ - W X each layer makes up for, X̃ its inputs before anything was quantized: 0
+        is GPTQ, 1 looks at ‖W X̃ - Ŵ X‖² instead. Sources: Li et al., GPTAQ, arXiv 2504.02692; Arai and
+        Ichikawa, Quantization Error Propagation, arXiv 2504.09629, which has the part.
+    """
+    wanted, made = to_encode(plan), {}
+    for linear, inputs in inputs_of(plan, calibration, progress, drift=asymmetric > 0, relative=relative):
+        h, matrices = inputs.hessian, {name: w for name, w in linear.parts() if name in wanted}
         for format in dict.fromkeys(wanted[name] for name in matrices):
             names = [name for name in matrices if wanted[name] == format]
-            w = np.concatenate([matrices[name] for name in names])
+            w = first = np.concatenate([matrices[name] for name in names])
+            if inputs.drift is not None:
+                w = toward(w, h, asymmetric * inputs.drift, damp)
             to = target(format, w.shape[1])
-            codes, grid = gptq_of_layer(w, inputs.hessian, to, damp=damp, order=order, static=static)
+            codes, grid = gptq_of_layer(w, h, to, damp=damp, order=order, static=static, sweeps=sweeps)
             whole, start = formats.pack(format, codes, grid), 0
             for name in names:
                 rows = np.arange(start, start := start + len(matrices[name]))
                 made[name] = formats.take(whole, rows)._replace(name=name)
-                matrices[name][:] = formats.dequantize(made[name])
+                coded = formats.dequantize(made[name])
+                if found:
+                    found(name, error(first[rows], coded, h))
+                matrices[name][:] = coded
     return _with(plan, made)
 
 
@@ -113,6 +147,7 @@ def hqq(
     plan: "Plan",
     calibration: Calibration,
     progress: Progress | None = None,
+    found: Found | None = None,
     *,
     p: float = 0.7,
     beta: float = 10.0,
@@ -120,7 +155,7 @@ def hqq(
     rounds: int = 20,
 ) -> "Plan":
     """All matrices of formats with offsets as `hqq.hqq_onto` encodes them; the others as ever."""
-    wanted, made = _wanted(plan), {}
+    wanted, made = to_encode(plan), {}
     todo = {k: f for k, f in wanted.items() if (s := getattr(formats.get(f), "SPACE", None)) and s.offset}
     for done, (name, w) in enumerate(_weights(plan, todo)):
         codes, grid = hqq_onto(todo[name], w, solver=Solver(p, beta, kappa, rounds))
@@ -131,10 +166,15 @@ def hqq(
 
 
 def awq(
-    plan: "Plan", calibration: Calibration, progress: Progress | None = None, *, clipping: bool = True
+    plan: "Plan",
+    calibration: Calibration,
+    progress: Progress | None = None,
+    found: Found | None = None,
+    *,
+    clipping: bool = True,
 ) -> "Plan":
     """All layers with the scales and clips that `awq.search_scale` and `awq.clip` find, not yet encoded."""
-    wanted, made = _wanted(plan), {}
+    wanted, made = to_encode(plan), {}
     present = _arranged(plan)
 
     def weights(name: str) -> np.ndarray:
@@ -143,7 +183,7 @@ def awq(
             made[name] = formats.dequantize(present[name]).reshape(present[name].shape)
         return made[name]
 
-    for linear, inputs in _walk(plan, calibration._replace(sequential=False), progress):
+    for linear, inputs in inputs_of(plan, calibration, progress):
         names = [name for name in linear.names if name in wanted]
         layer, kind = linear.names[0].rsplit(".", 2)[:2]
         if not names:
@@ -157,28 +197,34 @@ def awq(
         if rows not in (1, cols):
             source = _heads(plan, cols, rows)
         to = target(wanted[names[0]], cols)
-        found = search_scale(
+        best = search_scale(
             [weights(name) for name in names], inputs.hessian, inputs.magnitudes / inputs.count, to, source
         )
+        h = inputs.hessian / np.outer(best.scale, best.scale)
+        before = {name: weights(name) * best.scale for name in names}
         for name in linear.names:
-            made[name] *= found.scale
+            made[name] *= best.scale
         made_by = np.ones(max(source) + 1, np.float32)
-        made_by[source] = found.scale
+        made_by[source] = best.scale
         for name in (f"{maker}.weight", f"{maker}.bias"):
             if name in present:
                 w = weights(name)
                 made[name] = w / (made_by[:, None] if w.ndim == 2 else made_by)
         if clipping:
-            h = inputs.hessian / np.outer(found.scale, found.scale)
             for name in names:
                 if name.rsplit(".", 2)[1] in CLIPPED:
                     made[name] = clip(made[name], h, target(wanted[name], cols))
+        if found:
+            for name in names:
+                found(name, error(before[name], rounded(made[name], target(wanted[name], cols)), h))
     return _with(plan, {name: _as(present[name], w) for name, w in made.items()})
 
 
-def eetq(plan: "Plan", calibration: Calibration, progress: Progress | None = None) -> "Plan":
+def eetq(
+    plan: "Plan", calibration: Calibration, progress: Progress | None = None, found: Found | None = None
+) -> "Plan":
     """All matrices of q8_0 as `eetq.eetq` encodes them, with one scale a row; the others as ever."""
-    todo = {name: format for name, format in _wanted(plan).items() if format == "q8_0"}
+    todo = {name: format for name, format in to_encode(plan).items() if format == "q8_0"}
     made = {}
     for done, (name, w) in enumerate(_weights(plan, todo)):
         made[name] = formats.pack("q8_0", *eetq_onto("q8_0", w))._replace(name=name)
@@ -191,6 +237,7 @@ def aqlm(
     plan: "Plan",
     calibration: Calibration,
     progress: Progress | None = None,
+    found: Found | None = None,
     *,
     codebooks: int = 2,
     bits: int = 8,
@@ -205,15 +252,18 @@ def aqlm(
     """
     made = {}
     threads, compiled = calibration.threads or kernels.cores(), calibration.backend == "numba"
-    for linear, inputs in _walk(plan, calibration, progress):
+    for linear, inputs in inputs_of(plan, calibration, progress):
         for name, w in linear.parts():
             with arch.turn(kernels.backend(calibration.backend), threads):
-                found = aqlm_of_layer(
+                coded = aqlm_of_layer(
                     w, inputs.hessian, codebooks=codebooks, bits=bits, group=group, beam=beam, rounds=rounds,
                     damp=damp, seed=seed, compiled=compiled,
                 )  # fmt: skip
-            made[name] = formats.get("aqlm").pack(*found[:3])._replace(name=name)
-            w[:] = formats.dequantize(made[name])
+            made[name] = formats.get("aqlm").pack(*coded[:3])._replace(name=name)
+            decoded = formats.dequantize(made[name])
+            if found:
+                found(name, error(w, decoded, inputs.hessian))
+            w[:] = decoded
     plan = _with(plan, made)
     return plan._replace(
         recodings=[
@@ -240,12 +290,12 @@ def _as(tensor: Tensor, w: np.ndarray) -> Tensor:
     return Tensor(tensor.name, "f16" if kind is np.float16 else "f32", tensor.shape, data)
 
 
-def _wanted(plan: "Plan") -> dict[str, str]:
-    """Format of each matrix of a layer that is to be encoded."""
+def to_encode(plan: "Plan", *, everywhere: bool = False) -> dict[str, str]:
+    """Format of each matrix that is to be encoded, of the layers or of the whole model."""
     return {
         r.tensor.name: r.format
         for r in plan.recodings
-        if r.tensor.name.startswith("blk.")
+        if (everywhere or r.tensor.name.startswith("blk."))
         and r.format != r.tensor.format
         and formats.get(r.format).BLOCK > 1
         and len(r.tensor.shape) == 2
@@ -266,15 +316,34 @@ def _weights(plan: "Plan", names: Mapping[str, str]) -> Iterator[tuple[str, np.n
             yield r.tensor.name, formats.dequantize(tensor)
 
 
-def _walk(plan: "Plan", calibration: Calibration, progress: Progress | None) -> Iterator[tuple[Held, Inputs]]:
+def inputs_of(
+    plan: "Plan", calibration: Calibration, progress: Progress | None, **how: bool
+) -> Iterator[tuple[Held, Inputs]]:
     """`calibrate.walk` through the model of a plan."""
-    c, text = calibration, calibration.text
-    if text is None:
-        raise ValueError("this method looks at a text, and there is none: give it one (--calibration)")
-    _, windows = cut(text, tokenizer.load(plan.source), "llama.cpp", c.ctx, c.chunks)
-    meta = {key: v.item() if isinstance(v, np.generic) else v for key, v in plan.meta.items()}
-    model = calibrate.held(meta, _arranged(plan), plan.source, backend=c.backend, threads=c.threads)
-    yield from calibrate.walk(model, windows, sequential=c.sequential, progress=progress)
+    c, windows = calibration, windows_of(plan, calibration, progress)
+    held = calibrate.held(
+        plain_meta(plan), _arranged(plan), plan.source, backend=c.backend, threads=c.threads
+    )
+    yield from calibrate.walk(held, windows, **how, progress=progress)
+
+
+def windows_of(plan: "Plan", calibration: Calibration, progress: Progress | None) -> np.ndarray:
+    """Chunks int64 (chunks, ctx) of the text, or of one that the model of the plan makes up."""
+    c, tokens = calibration, tokenizer.load(plan.source)
+    if c.text is not None:
+        return cut(c.text, tokens, "llama.cpp", c.ctx, c.chunks)[1]
+    whole = model(plan, c.backend, c.threads)
+    return calibrate.sampled(whole, c.chunks, c.ctx, first=tokens.bos_id, seed=c.seed, progress=progress)
+
+
+def model(plan: "Plan", backend: str = "numba", threads: int | None = None) -> arch.Model:
+    """The model of a plan, as far as it is encoded, ready to run."""
+    return arch.load(plain_meta(plan), _arranged(plan), backend=backend, path=plan.source, threads=threads)
+
+
+def plain_meta(plan: "Plan") -> dict[str, Any]:
+    """Metadata with Python's numbers."""
+    return {key: v.item() if isinstance(v, np.generic) else v for key, v in plan.meta.items()}
 
 
 def _with(plan: "Plan", made: Mapping[str, Tensor]) -> "Plan":

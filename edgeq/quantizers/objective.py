@@ -34,6 +34,19 @@ def damped(h: np.ndarray, damp: float) -> np.ndarray:
     return h
 
 
+def toward(w: np.ndarray, h: np.ndarray, drift: np.ndarray, damp: float) -> np.ndarray:
+    """Weights float32 (rows, cols) that make of inputs X what w makes of X̃, as far as any can.
+
+    h, drift : float64 (cols, cols), XXᵀ and (X̃ - X)Xᵀ.
+
+    ‖W X̃ - Ŵ X‖² is ‖(W + W (X̃ - X)Xᵀ H⁻¹ - Ŵ)X‖² and something that no Ŵ changes.
+    """
+    try:
+        return (w + np.linalg.solve(damped(h, damp), (w.astype(np.float64) @ drift).T).T).astype(np.float32)
+    except np.linalg.LinAlgError as e:
+        raise undecided(damp) from e
+
+
 def undecided(damp: float) -> ValueError:
     """What to say where H is not positive definite."""
     return ValueError(

@@ -26,7 +26,7 @@ from . import integers, layerwise
 
 if TYPE_CHECKING:
     from . import Plan
-    from .layerwise import Calibration
+    from .layerwise import Calibration, Found
 
 Progress = Callable[[str, int, int], None]
 LEAST = 1e-5  # of a magnitude, and of s
@@ -36,6 +36,7 @@ def smooth(
     plan: "Plan",
     calibration: "Calibration",
     progress: Progress | None = None,
+    found: "Found | None" = None,
     *,
     alpha: float = 0.5,
     linears: bool = True,
@@ -44,7 +45,7 @@ def smooth(
 
     Parameters
     ----------
-    plan, calibration, progress : as in `layerwise.apply`.
+    plan, calibration, progress, found : as in `layerwise.apply`.
     alpha : how much of the difficulty goes to the weights.
     linears : also inputs that a linear layer makes, and not a norm.
     """

@@ -26,7 +26,7 @@ from . import integers
 
 if TYPE_CHECKING:
     from . import Plan
-    from .layerwise import Calibration
+    from .layerwise import Calibration, Found
 
 Progress = Callable[[str, int, int], None]
 
@@ -35,6 +35,7 @@ def static(
     plan: "Plan",
     calibration: "Calibration",
     progress: Progress | None = None,
+    found: "Found | None" = None,
     *,
     per: str = "channel",
     observer: str = "minmax",
@@ -45,7 +46,7 @@ def static(
 
     Parameters
     ----------
-    plan, calibration, progress : as in `layerwise.apply`.
+    plan, calibration, progress, found : as in `layerwise.apply`.
     per : what shares a scale of the weights: "channel", a row, or "tensor".
     observer : of `observers.OBSERVERS`, for the range of the inputs.
     percent : of the values, that the observer "percentile" keeps.

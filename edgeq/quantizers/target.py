@@ -25,11 +25,13 @@ class Target(NamedTuple):
     format : in whose files they are stored.
     width : columns of a row whose grid is fit at once.
     fit : (w float32 (rows, n * width), importance (n * width,) or None) -> Grid, as the file can store it.
+    compiled : whether Numba's kernels compute, where there are any.
     """
 
     format: str
     width: int
     fit: Fit
+    compiled: bool = True
 
 
 def target(format: str, cols: int, *, compiled: bool = True, **options: Any) -> Target:
@@ -46,11 +48,11 @@ def target(format: str, cols: int, *, compiled: bool = True, **options: Any) -> 
         per = options.get("per", "row")
         if cols % (width := cols if isinstance(per, str) else per):
             raise ValueError(f"{cols} columns are no whole groups of {width}")
-        return Target(format, width, partial(_fit_apart, module.fit, options))
+        return Target(format, width, partial(_fit_apart, module.fit, options), compiled)
     if compiled and hasattr(module, "SPACE") and not options:
         kernel = importlib.import_module("edgeq.kernels.encode").fit
         return Target(format, module.BLOCK, partial(kernel, module))
-    return Target(format, module.BLOCK, partial(_fit, format, options))
+    return Target(format, module.BLOCK, partial(_fit, format, options), compiled)
 
 
 def _fit(format: str, options: dict, w: np.ndarray, importance: np.ndarray | None) -> Grid:
@@ -73,17 +75,21 @@ class Columns:
         scale = expand(grid.scale, grid.scale_steps).T
         self.levels, self.group = grid.levels.astype(np.float32), cols // len(scale)
         self.scale, self.over = np.ascontiguousarray(scale), inverse(np.ascontiguousarray(scale))
-        self.offset = None
+        self.ascending = bool((np.diff(self.levels) > 0).all())  # as kernels want them
+        self.offset = np.zeros_like(self.scale)
         if grid.offset is not None:
             self.offset = np.ascontiguousarray(expand(grid.offset, grid.offset_steps).T)
 
     def round(self, column: int, w: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Codes uint8 of weights float32 (rows,) in that column, and the float32 that each stands for."""
         g = column // self.group
-        x = w if self.offset is None else w - self.offset[g]
-        codes = nearest(x * self.over[g], self.levels)
-        values = self.levels[codes] * self.scale[g]
-        return codes, values if self.offset is None else values + self.offset[g]
+        codes = nearest((w - self.offset[g]) * self.over[g], self.levels)
+        return codes, self.levels[codes] * self.scale[g] + self.offset[g]
+
+    def values(self, codes: np.ndarray) -> np.ndarray:
+        """What codes uint8 (cols, rows) stand for, float32."""
+        w = self.levels[codes].reshape(len(self.scale), self.group, -1)
+        return (w * self.scale[:, None] + self.offset[:, None]).reshape(codes.shape)
 
 
 def join(grids: list[Grid]) -> Grid:

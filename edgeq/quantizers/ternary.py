@@ -29,11 +29,12 @@ from ..grid import Grid, decode, encode, inverse
 from ..tensor import Tensor
 from . import integers, layerwise
 from .gptq import gptq
+from .objective import error
 from .target import Target
 
 if TYPE_CHECKING:
     from . import Plan
-    from .layerwise import Calibration
+    from .layerwise import Calibration, Found
 
 Progress = Callable[[str, int, int], None]
 GROUP = 64  # columns that share a scale
@@ -43,6 +44,7 @@ def ternary(
     plan: "Plan",
     calibration: "Calibration",
     progress: Progress | None = None,
+    found: "Found | None" = None,
     *,
     group: int = GROUP,
     feedback: bool = True,
@@ -52,13 +54,13 @@ def ternary(
 
     Parameters
     ----------
-    plan, calibration, progress : as in `layerwise.apply`.
+    plan, calibration, progress, found : as in `layerwise.apply`.
     group : columns that share a scale, a multiple of 32.
     feedback : round with GPTQ, which looks at a text.
     damp : as in `gptq.gptq`.
     """
     target = Target("ternary", group, partial(fit, group=group))
-    return few_values(plan, calibration, progress, target, feedback, damp)
+    return few_values(plan, calibration, progress, found, target, feedback, damp)
 
 
 def fit(w: np.ndarray, importance: np.ndarray | None = None, *, group: int = GROUP) -> Grid:
@@ -77,6 +79,7 @@ def few_values(
     plan: "Plan",
     calibration: "Calibration",
     progress: Progress | None,
+    found: "Found | None",
     target: Target,
     feedback: bool,
     damp: float,
@@ -88,11 +91,14 @@ def few_values(
             grid = target.fit(_grouped(tensor.name, w, target), None)
             made[tensor.name] = _stored(tensor.name, encode(w, grid), grid)
         return integers.holding(plan, made)
-    for linear, inputs in layerwise._walk(plan, calibration, progress):
+    for linear, inputs in layerwise.inputs_of(plan, calibration, progress):
         for name, w in linear.parts():
             codes, grid = gptq(_grouped(name, w, target), inputs.hessian, target, damp=damp, order="groups")
             made[name] = _stored(name, codes, grid)
-            w[:] = formats.dequantize(made[name])
+            decoded = formats.dequantize(made[name])
+            if found:
+                found(name, error(w, decoded, inputs.hessian))
+            w[:] = decoded
     return integers.holding(plan, made)
 
 
