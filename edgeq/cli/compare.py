@@ -24,8 +24,12 @@ OPTIONS = (
     option("--bits", metavar="N[,N...]", callback=_names,
             help="The same by bits: 8, 6, 5, 4, 3, 2 are q8_0, q6_k, q5_k_m, q4_k_m, q3_k_m, q2_k."),
     option("--methods", metavar="NAME[,NAME...]", callback=_names,
-            help="How: rtn rounds, imatrix weighs by importance. Unless given: rtn, with --imatrix both."),
+            help="How: rtn rounds, imatrix weighs by importance, and all that edgeq quantize --method knows: "
+            "gptq, awq+gptq. Unless given: rtn, with --imatrix both."),
     option("--imatrix", metavar="FILE", type=TEXT_FILE, help="An importance matrix, see edgeq imatrix."),
+    option("--calibration", metavar="FILE", type=TEXT_FILE,
+            help="A text that methods look at, another than FILE. Unless given, BASE makes one up."),
+    option("--pieces", type=click.IntRange(1), default=128, help="How many pieces of 512 tokens of it."),
     option("-c", "--ctx-size", "ctx", type=COUNT, default=0,
             help="Tokens of a chunk. 0: 512, for gptq 2048."),
     option("--chunks", type=click.IntRange(-1), default=40, help="Read so many. -1: the whole text."),
@@ -67,7 +71,8 @@ def command(
     interrupted comparison goes on where it stopped when it is started again.
     """
     from .. import catalog
-    from ..evaluate.compare import BITS, compare
+    from ..evaluate.compare import BITS, PLAIN, WEIGHED, compare
+    from ..quantizers import layerwise
 
     if output.suffix != ".html":
         raise click.UsageError(f"the page {output} needs a name that ends in .html")
@@ -77,6 +82,7 @@ def command(
     if methods and not wanted:
         wanted = list(BITS.values())
     with usage(), progress() as report:
+        layerwise.check("+".join(name for name in methods or () if name not in (PLAIN, WEIGHED)) or PLAIN)
         for name in (base, *models):
             catalog.resolve(name, report)
     with usage(), orderly():

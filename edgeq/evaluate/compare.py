@@ -32,8 +32,40 @@ ROUNDS, REPETITIONS = 3, 2  # of speed
 SHORT = 60.0  # seconds; a quantization that takes less is repeated
 # What a number of bits stands for where no type is named.
 BITS = {"8": "q8_0", "6": "q6_k", "5": "q5_k_m", "4": "q4_k_m", "3": "q3_k_m", "2": "q2_k"}
-# Ways to quantize, and whether they need an importance matrix.
-METHODS = {"rtn": False, "imatrix": True}
+PLAIN, WEIGHED = "rtn", "imatrix"  # the two ways to quantize that are no --method
+
+
+class Way(NamedTuple):
+    """How the base is quantized, and the files that it takes.
+
+    Attributes
+    ----------
+    method : "rtn", "imatrix", or what `edgeq quantize --method` knows, such as "awq+gptq".
+    imatrix : importance matrix, used by "imatrix" only.
+    calibration : text that the other methods look at.
+    pieces : how many pieces of it.
+    """
+
+    method: str
+    imatrix: Path | None
+    calibration: Path | None
+    pieces: int
+
+    @property
+    def words(self) -> list[str]:
+        """Options of `edgeq quantize`."""
+        if self.method == PLAIN:
+            return []
+        if self.method == WEIGHED:
+            return ["--imatrix", str(self.imatrix)]
+        look = ["--calibration", str(self.calibration)] if self.calibration else []
+        return ["--method", self.method, *look, "--chunks", str(self.pieces)]
+
+    @property
+    def inputs(self) -> list[Path]:
+        """Files that the result depends on."""
+        used = {PLAIN: None, WEIGHED: self.imatrix}.get(self.method, self.calibration)
+        return [used] if used else []
 
 
 class Candidate(NamedTuple):
@@ -79,6 +111,8 @@ def compare(
     types: Sequence[str] = (),
     methods: Sequence[str] = ("rtn",),
     imatrix: str | os.PathLike | None = None,
+    calibration: str | os.PathLike | None = None,
+    pieces: int = 128,
     protocol: str = "llama.cpp",
     ctx: int | None = None,
     chunks: int | None = 40,
@@ -96,8 +130,11 @@ def compare(
     models : quantizations of it.
     text : file with a text in UTF-8 that is to be predicted.
     types : quantize the base to these, too: ``["q8_0", "q4_k_m"]``. The files stay in edgeq's cache.
-    methods : how: ``"rtn"`` as `quantize` does it without more, ``"imatrix"`` with importance.
-    imatrix : file with an importance matrix, for the latter.
+    methods : how: ``"rtn"`` as `quantize` does it without more, ``"imatrix"`` with importance, or a method
+        of `quantize`: ``"gptq"``, ``"awq+gptq"``.
+    imatrix : file with an importance matrix, for "imatrix".
+    calibration, pieces : file with a text that those methods look at, not the one that is predicted, and how
+        many pieces of it; without one the model makes a text up.
     protocol, ctx, chunks : as in `perplexity`.
     prompt, gen : tokens that are read, and made, to measure speed.
     threads : threads that compute; None takes one for each core.
@@ -110,13 +147,11 @@ def compare(
     Comparison
         ``.rows``, ``.about`` and ``.save("comparison.html")``.
     """
-    for method in methods:
-        if method not in METHODS:
-            raise ValueError(f"unknown method {method!r}; there are {', '.join(METHODS)}")
-        if METHODS[method] and imatrix is None:
-            raise ValueError(f"method {method} needs an importance matrix")
+    if WEIGHED in methods and imatrix is None:
+        raise ValueError(f"method {WEIGHED} needs an importance matrix")
+    weights, look = (None if file is None else Path(file) for file in (imatrix, calibration))
     origin, files = catalog.resolve(base), [catalog.resolve(model) for model in models]
-    plan = [(method, type) for type in types for method in methods]
+    plan = [(Way(method, weights, look, pieces), type) for type in types for method in methods]
     if not files and not plan:
         raise ValueError("nothing to compare with the base: name models, or types to make of it")
     common = [] if threads is None else ["-t", str(threads)]
@@ -124,8 +159,7 @@ def compare(
     count = 1 + len(files) + len(plan)
     lab.expect(quantize=len(plan), verify=count, perplexity=count, bench=count * ROUNDS)
     candidates = [Candidate(n, p) for n, p in zip(names([origin, *files]), [origin, *files], strict=True)]
-    weights = None if imatrix is None else Path(imatrix)
-    candidates += [quantized(lab, origin, m, t, weights, common) for m, t in plan]
+    candidates += [quantized(lab, origin, way, type, common) for way, type in plan]
     predict = ["-f", str(text), "--protocol", protocol, "-c", str(ctx or 0), "--chunks", str(chunks or -1)]
     speed = ["-p", str(prompt), "-n", str(gen), "-r", str(REPETITIONS)]
     rows: list[dict[str, Any]] = []
@@ -159,24 +193,22 @@ def compare(
     return Comparison(about, rows)
 
 
-def quantized(
-    lab: Laboratory, origin: Path, method: str, type: str, imatrix: Path | None, common: Sequence[str]
-) -> Candidate:
+def quantized(lab: Laboratory, origin: Path, way: Way, type: str, common: Sequence[str]) -> Candidate:
     """A quantization of the base, in edgeq's cache."""
-    inputs = [origin, imatrix] if METHODS[method] and imatrix else [origin]
-    mark = lab.key("quantize", [method, type], inputs, 0)[:16]
+    inputs = [origin, *way.inputs]
+    pieces = [] if way.method in (PLAIN, WEIGHED) else [str(way.pieces)]
+    mark = lab.key("quantize", [way.method, type, *pieces], inputs, 0)[:16]
     path = cache_dir("quantized") / f"{names([origin])[0]}-{mark}-{type}.gguf"
-    words = [str(origin), str(path), type, *common]
-    words += ["--imatrix", str(imatrix)] if METHODS[method] else []
+    words = [str(origin), str(path), type, *common, *way.words]
     if not path.exists():
         for turn in range(2):
             lab.forget("quantize", words, *inputs, turn=turn)
-    name = type if method == "rtn" else f"{type} {method}"
+    name = type if way.method == PLAIN else f"{type} {way.method}"
     seconds = lab.run("quantize", name, words, *inputs)["seconds"]
     if seconds < SHORT:
         lab.expected["quantize"] += 1
         seconds = min(seconds, lab.run("quantize", name, words, *inputs, turn=1)["seconds"])
-    return Candidate(name, path, method, type, seconds)
+    return Candidate(name, path, way.method, type, seconds)
 
 
 def described(c: Candidate, found: Mapping[str, Any]) -> dict[str, Any]:
