@@ -12,6 +12,8 @@ from safetensors import safe_open
 import edgeq
 from edgeq import EdgeqError, FormatError, arch, cli, files, formats, quantizers
 from edgeq.convert.huggingface import to_huggingface
+from edgeq.evaluate.audit import audit
+from edgeq.evaluate.difference import difference
 from edgeq.quantizers.layerwise import Calibration
 
 SCHEMES = [(1, 16, 8), (2, 8, 8), (8, 8, 32), (1, 12, 8), (3, 5, 4)]
@@ -138,6 +140,26 @@ def test_such_a_folder_is_written_again(tmp_path):
     quantizers.quantize(made, tmp_path / "x.gguf", "f32", allow_requantize=True)
     file = arch.load(*files.read(tmp_path / "x.gguf"), backend="numpy")
     np.testing.assert_allclose(file(ids, file.new_cache(20)), a(ids, a.new_cache(20)), atol=1e-4)
+
+
+def test_verdicts_on_such_a_folder(tmp_path):
+    source = complete("llama", tmp_path / "llama")
+    made = []
+    for seed in (0, 1):
+        made.append(tmp_path / f"made{seed}")
+        edgeq.quantize(
+            source,
+            made[-1],
+            "copy",
+            method="aqlm",
+            method_options=OPTIONS | {"seed": seed},
+            calibration=QUICK,
+        )
+    found = audit(made[0], source)
+    assert found.sound, [*found.problems, *found.far]
+    assert not difference(made[0], made[0])
+    matrices = [name for name, t in files.read(made[0])[1].items() if t.format == "aqlm"]
+    assert len(difference(*made).tensors) == len(matrices)
 
 
 def test_command(tmp_path):

@@ -207,6 +207,8 @@ def explained(tensor: Tensor) -> float:
     """The largest relative error that rounding to a tensor's format explains."""
     if not tensor.nbytes:
         return 0.0
+    if tensor.format in formats.VECTORS:
+        return FARTHEST
     _, grid = formats.unpack(tensor, 0, 1)
     return FAR_FOR_FLOATS if grid is None else min(FARTHEST, FAR / (len(grid.levels) - 1))
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .. import files
+from .. import files, formats
 from ..convert.source import Source
 from ..tensor import Tensor
 from .distance import Distance, between, panels, side_by_side
@@ -117,7 +117,10 @@ def _same(one: Source, two: Source, name: str) -> bool:
         return False
     orders = one.rows.get(name), two.rows.get(name)
     pairs = [(a.data.reshape(a.rows, -1), b.data.reshape(b.rows, -1))]
-    pairs += [(part, b.parts[key]) for key, part in a.parts.items()]
+    shared = getattr(formats.get(a.format), "SHARED", "")
+    if shared and not np.array_equal(a.parts[shared], b.parts[shared]):
+        return False
+    pairs += [(part, b.parts[key]) for key, part in a.parts.items() if key != shared]
     for start, stop in panels(a):
         takes = [slice(start, stop) if order is None else order[start:stop] for order in orders]
         if not all(np.array_equal(x[takes[0]], y[takes[1]]) for x, y in pairs):

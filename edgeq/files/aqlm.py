@@ -31,13 +31,15 @@ LIMITS = {"num_codebooks": 32, "nbits_per_codebook": 16, "in_group_size": 256}
 
 def config(scheme: Scheme, plain: Sequence[str]) -> dict[str, Any]:
     """The quantization_config of a folder; plain: names of the weights that are not quantized."""
+    modules = [name.removesuffix(".weight") for name in plain]
     return {
         "quant_method": METHOD,
         "in_group_size": scheme.group,
         "out_group_size": 1,
         "num_codebooks": scheme.codebooks,
         "nbits_per_codebook": scheme.bits,
-        "linear_weights_not_to_quantize": list(plain),
+        # Transformers 4 looks for names of weights there, 5 for those of modules
+        "linear_weights_not_to_quantize": [*plain, *modules],
     }
 
 

@@ -21,6 +21,7 @@ from ..tensor import Tensor
 
 GGML = None
 PARTS = ("codebooks", "scale")
+SHARED = "codebooks"  # the part that is not of rows
 
 
 class Scheme(NamedTuple):

@@ -4,7 +4,7 @@ Threads take rows in units, and every number is computed by one thread in one or
 on how many there are.
 """
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 import numpy as np
 from numba import njit, types
@@ -16,9 +16,6 @@ from .jit import kernel
 from .lanes import ROWS
 from .matmul import TOKENS
 from .simd import I16, I64, LANES, _splat, _vectors
-
-if TYPE_CHECKING:
-    from ..additive import Tables, Times
 
 UNITS_A_THREAD = 4
 
@@ -124,7 +121,9 @@ def choose_rows(state, units, b, scale, books, squares, pairs, codes, owns, held
     pool.run(state, units, pool.job(choose_unit, arguments))
 
 
-def choose(b: np.ndarray, scale: np.ndarray, of: "Tables", codes: np.ndarray, beam: int) -> None:
+def choose(
+    b: np.ndarray, scale: np.ndarray, of: tuple[np.ndarray, ...], codes: np.ndarray, beam: int
+) -> None:
     """`additive.choose`"""
     state, (books, squares, pairs) = pool.state(), of
     units, count = min(len(b), int(UNITS_A_THREAD * state[pool.THREADS])), codes.shape[1]
@@ -134,7 +133,7 @@ def choose(b: np.ndarray, scale: np.ndarray, of: "Tables", codes: np.ndarray, be
     choose_rows(state, units, b, scale, books, squares, pairs, codes, owns, helds, gains, picks)
 
 
-def times(h: np.ndarray) -> "Times":
+def times(h: np.ndarray) -> Callable[..., np.ndarray]:
     """`additive.times`"""
     h = np.ascontiguousarray(h, np.float32)
     data = prepare.prepare([Tensor("", "f32", h.shape, h.reshape(-1).view(np.uint8))]).data

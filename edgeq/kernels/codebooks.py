@@ -21,6 +21,7 @@ Threads take the output rows in units, and no two write to the same place.
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 from llvmlite import ir
@@ -62,11 +63,12 @@ SPAN = 8  # vectors of a table that are made together
 zero_span, zero_eight = simd.make_zero(SPAN), simd.make_zero(ROWS // 2)
 
 
-class Prepared:
+class Prepared(NamedTuple):
     """A matrix in AQLM.
 
     Attributes
     ----------
+    shape : before padding.
     codes : as the module describes, entries filled up to a multiple of CACHED.
     scale : float32 (rows filled up to sixteens,).
     columns : float32 (codebooks * group, size), the codebooks of up to 8 bits, a row for each input.
@@ -75,34 +77,49 @@ class Prepared:
     places : int64 (2, entries): of each entry the first input, and the first row in `books`.
     """
 
-    def __init__(self, tensor: Tensor) -> None:
-        module = formats.get("aqlm")
-        count, bits, group = module.scheme(tensor)
-        codes, books = module.codes(tensor), tensor.parts["codebooks"]
-        if codes.max(initial=0) >= books.shape[1]:
-            raise ValueError(f"codes up to {codes.max()}, the codebooks have {books.shape[1]} rows")
-        rows, groups, _ = codes.shape
-        self.rows, self.cols = tensor.shape
-        self.direct = bits > 8
-        codes = lanes.padded(lanes.padded(codes.reshape(rows, -1), ROWS), CACHED, axis=1)
-        entries = codes.shape[1]
-        self.codes = lanes.MEMORY.take((len(codes) // ROWS, entries, ROWS), codes.dtype)
-        self.codes[:] = codes.reshape(-1, ROWS, entries).swapaxes(1, 2)
-        self.scale = lanes.padded(tensor.parts["scale"].astype(np.float32), ROWS)
-        columns = books.astype(np.float32).swapaxes(1, 2).reshape(count * group, -1)
-        self.columns = np.ascontiguousarray(lanes.padded(columns, SPAN * LANES, axis=1))
-        if self.direct:
-            self.columns = np.zeros((1, SPAN * LANES), np.float32)
-        kind = np.float16 if simd.PATH.half and books.dtype == np.float16 else np.float32
-        rows_of = lanes.padded(books.reshape(-1, group).astype(kind), EIGHT, axis=1)
-        # entries that fill up name a row of zeros
-        rows_of = np.concatenate([rows_of, np.zeros_like(rows_of[:1])])
-        parts = rows_of.reshape(len(rows_of), -1, EIGHT).swapaxes(0, 1)
-        self.books = simd.kernel_view(np.ascontiguousarray(parts))
-        entry = np.arange(entries)
-        real = entry < groups * count
-        first = np.where(real, entry % count * books.shape[1], len(rows_of) - 1)
-        self.places = np.stack([np.where(real, entry // count * group, 0), first])
+    shape: tuple[int, ...]
+    codes: np.ndarray
+    scale: np.ndarray
+    columns: np.ndarray
+    books: np.ndarray
+    places: np.ndarray
+
+    @property
+    def direct(self) -> bool:
+        """Whether rows of codebooks are fetched, and no tables are made."""
+        return self.codes.itemsize > 1
+
+
+def prepare(tensor: Tensor) -> Prepared:
+    """A tensor in AQLM for the kernels, which trust that every code names a row."""
+    module = formats.get("aqlm")
+    codes, books = module.codes(tensor), tensor.parts["codebooks"]
+    count, size, group = books.shape
+    if codes.max(initial=0) >= size:
+        raise ValueError(f"codes up to {codes.max()}, the codebooks have {size} rows")
+    rows, groups, _ = codes.shape
+    codes = lanes.padded(lanes.padded(codes.reshape(rows, -1), ROWS), CACHED, axis=1)
+    entries = codes.shape[1]
+    laid_out = lanes.MEMORY.take((len(codes) // ROWS, entries, ROWS), codes.dtype)
+    laid_out[:] = codes.reshape(-1, ROWS, entries).swapaxes(1, 2)
+    columns = books.astype(np.float32).swapaxes(1, 2).reshape(count * group, size)
+    if codes.itemsize > 1:
+        columns = columns[:0]  # nobody asks for them
+    kind = np.float16 if simd.PATH.half and books.dtype == np.float16 else np.float32
+    # entries that fill up name the row of zeros at the end
+    wide = lanes.padded(books.reshape(-1, group).astype(kind), EIGHT, axis=1)
+    wide = np.concatenate([wide, np.zeros_like(wide[:1])])
+    entry = np.arange(entries)
+    real = entry < groups * count
+    first = np.where(real, entry % count * size, count * size)
+    return Prepared(
+        tensor.shape,
+        laid_out,
+        lanes.padded(tensor.parts["scale"].astype(np.float32), ROWS),
+        np.ascontiguousarray(lanes.padded(columns, SPAN * LANES, axis=1)),
+        simd.kernel_view(np.ascontiguousarray(wide.reshape(len(wide), -1, EIGHT).swapaxes(0, 1))),
+        np.stack([np.where(real, entry // count * group, 0), first]),
+    )
 
 
 @intrinsic
@@ -323,11 +340,11 @@ class Product:
     """x Wᵀ for one matrix in AQLM, written into columns of a wider output: as `numba_backend.Product`."""
 
     def __init__(self, tensor: Tensor, release: Callable[[np.ndarray], None] = lambda data: None) -> None:
-        self.w = w = Prepared(tensor)
+        self.w = w = prepare(tensor)
         release(tensor.data)
-        self.rows, self.cols, self.width = w.rows, w.cols, len(w.scale)
+        (self.rows, self.cols), self.width = w.shape, len(w.scale)
         self.size, self.group = tensor.parts["codebooks"].shape[1:]
-        x, out = np.zeros((1, w.cols), np.float32), np.zeros((1, ROWS), np.float32)
+        x, out = np.zeros((1, self.cols), np.float32), np.zeros((1, ROWS), np.float32)
         state = pool.state()
         self.one = (by_rows if w.direct else by_tables).entry(state, *self.for_one(x, 0, out, 0))
         self.many = self.coarse = multiply.entry(state, *self.for_many(x, out, 0))
@@ -336,7 +353,7 @@ class Product:
         """What the kernel for a token takes."""
         w = self.w
         if w.direct:
-            padded = np.zeros((1, w.cols + EIGHT * len(w.books)), np.float32)
+            padded = np.zeros((1, self.cols + EIGHT * len(w.books)), np.float32)
             return w.codes, w.scale, w.books, w.places, x, token, padded, out, column
         table = scratch.empty((w.codes.shape[1], w.columns.shape[1]))
         return w.codes, w.scale, w.columns, w.places, self.size, self.group, x, token, table, out, column
@@ -345,8 +362,8 @@ class Product:
         """What the kernel for many tokens takes."""
         w = self.w
         units = min(len(w.codes), 4 * int(pool.state()[pool.THREADS]))
-        rows = scratch.empty((units, ROWS, w.cols + EIGHT * len(w.books)))
-        panel = scratch.empty((units, w.cols, ROWS))
+        rows = scratch.empty((units, ROWS, self.cols + EIGHT * len(w.books)))
+        panel = scratch.empty((units, self.cols, ROWS))
         return w.codes, w.scale, w.books, w.places, x, rows, panel, out, column
 
     def __call__(self, x: np.ndarray, out: np.ndarray, column: int) -> None:
