@@ -19,7 +19,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, Self, Unpack, cast, overload
+from typing import TYPE_CHECKING, Any, Literal, Self, Unpack, cast, overload
 
 import numpy as np
 
@@ -36,8 +36,9 @@ from .kernels.cache import KVCache
 from .sample import Sampling, make_sampler
 from .tensor import Tensor
 from .tokenizer import Tokenizer
-from .train import applied
-from .train.applied import Adapters
+
+if TYPE_CHECKING:
+    from .train.applied import Adapters
 
 Prompt = str | Sequence[int]
 Prompts = list[str] | tuple[str, ...] | Sequence[Sequence[int]]  # a str is a Sequence[str], too
@@ -125,7 +126,7 @@ class LLM:
         """Shape of the model: name, layers, dim, heads, vocab_size, context_length, ..."""
         return self.model.config
 
-    def use_lora(self, adapters: Adapters) -> None:
+    def use_lora(self, adapters: "Adapters") -> None:
         """Take other adapters, without loading the model again; streams that are open must have ended.
 
         Parameters
@@ -133,6 +134,8 @@ class LLM:
         adapters : a folder as PEFT writes it or a GGUF file, with a scale or without: ``"pirate"``,
             ``("pirate", 0.5)``, or a list of such. Of several, all are added. An empty list takes all away.
         """
+        from .train import applied
+
         applied.load(self.model, adapters)
         self._idle.clear()  # keys and values of the tokens in there were others
 
@@ -401,7 +404,7 @@ def load(
     cache_type_v: Literal["f32", "f16", "q8_0"] | None = None,
     chat_template: str | Path | None = None,
     unknown_pre: str | None = None,
-    lora: Adapters = (),
+    lora: "Adapters" = (),
     check: Callable[[Path, dict[str, Any], dict[str, Tensor]], None] | None = None,
     progress: Progress | None = None,
 ) -> LLM:
@@ -456,6 +459,7 @@ def load(
         words = tokenizer.from_huggingface(path)
     else:
         words = tokenizer.from_gguf(meta, path, unknown_pre=unknown_pre)
+    llm = LLM(model, words, ctx=ctx, chat_template=chat_template)
     if lora:
-        applied.load(model, lora)
-    return LLM(model, words, ctx=ctx, chat_template=chat_template)
+        llm.use_lora(lora)
+    return llm
