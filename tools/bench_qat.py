@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Perplexity in full precision, after rounding, and after quantization-aware training, as a Markdown table.
 
-    python tools/bench_qat.py MODEL TRAIN.txt TEST.txt [--steps 400] [--types i4 ternary binary]
+    python tools/bench_qat.py MODEL TRAIN.txt TEST.txt [--steps 400] [--types i8 i4 ternary]
 
 MODEL is a Hugging Face folder or a GGUF file of floats. Only the matrices of the layers are quantized. The
 same number of steps in full precision stands beside, as the text alone makes a model better. A row tells what
@@ -40,7 +40,7 @@ def main() -> None:
     parser.add_argument("model", type=Path)
     parser.add_argument("train", type=Path)
     parser.add_argument("test", type=Path)
-    parser.add_argument("--types", nargs="+", default=["i4", "ternary", "binary"])
+    parser.add_argument("--types", nargs="+", default=["i8", "i4", "ternary"])
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--length", type=int, default=256)
