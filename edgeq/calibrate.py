@@ -401,7 +401,7 @@ def sampled(
     Each chunk begins with the token `first`, or with any where there is none, and goes on with what the model
     thinks likely, at temperature 1.
 
-    Source: Liu et al., LLM-QAT, arXiv 2305.17888, section 2.1, where the first few tokens are the likeliest.
+    Source: Liu et al., LLM-QAT, arXiv 2305.17888, where the first few tokens are the likeliest.
     """
     rng, vocab = np.random.default_rng(seed), model.config.vocab_size
     windows = np.empty((chunks, ctx), np.int64)

@@ -2,11 +2,14 @@
 """What quantizing costs: size, perplexity and KL divergence of each type, beside llama-quantize's figures.
 
     python tools/bench_quality.py REFERENCE TEXT WORK [--imatrix FILE] [--chunks 40] [--types q4_k_m ...]
+        [--methods gptq awq+gptq ... --calibration FILE [--pieces 128] [--option NAME=VALUE ...]]
 
 REFERENCE is a model in f16 (shared/tools/make_reference.py makes it of SmolLM2), TEXT is wiki.test.raw. With
-an importance matrix (edgeq imatrix -m REFERENCE -f c4.txt --chunks 100) each type is measured with it, too.
-Prints a Markdown table. WORK keeps the reference's probabilities, 2 GB for 40 chunks, and results.json: what
-has been measured is not measured again, as long as the quantized file has the same bytes.
+an importance matrix (edgeq imatrix -m REFERENCE -f c4.txt --chunks 100) each type is measured with it, too,
+and with each method that is named, which looks at so many pieces of the text for calibration.
+Prints a Markdown table; seconds are processor time, and memory the peak so far. WORK keeps the reference's
+probabilities, 2 GB for 40 chunks, and results.json: what has been measured is not measured again, as long as
+the quantized file has the same bytes.
 
 The other figures were made by llama-quantize and llama-perplexity from the same reference, with 40 chunks of
 512 tokens and importance from 100 chunks of c4.txt.
@@ -15,8 +18,11 @@ The other figures were made by llama-quantize and llama-perplexity from the same
 import argparse
 import hashlib
 import json
+import resource
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -24,6 +30,7 @@ import edgeq
 from edgeq.evaluate.estimates import exp_mean, mean
 from edgeq.evaluate.perplexity import predictions, score
 from edgeq.evaluate.protocol import cut
+from edgeq.quantizers.layerwise import Calibration, check
 
 # type: bytes, perplexity and mean KLD, the same with importance
 PEER: dict[str, tuple[int, tuple[float, float] | None, tuple[float, float] | None]] = {
@@ -49,20 +56,34 @@ def main() -> None:
     parser.add_argument("--imatrix", type=Path)
     parser.add_argument("--chunks", type=int, default=40)
     parser.add_argument("--types", nargs="+", default=PEER, metavar="TYPE")
+    parser.add_argument("--methods", nargs="+", default=[], metavar="METHOD")
+    parser.add_argument("--calibration", type=Path)
+    parser.add_argument("--pieces", type=int, default=128)
+    parser.add_argument("--option", nargs="+", default=[], metavar="NAME=VALUE")
     args = parser.parse_args()
     args.work.mkdir(exist_ok=True)
     bench = Bench(args.reference, args.text.read_bytes().decode(), args.work, args.chunks)
-    print("| type | importance | bytes | llama.cpp's | perplexity | llama.cpp's | KLD | llama.cpp's |")
-    print("|---|---|---:|---:|---:|---:|---:|---:|")
+    text = args.calibration.read_bytes().decode() if args.calibration else None
+    look = Calibration(text, args.pieces)
+    given = {key: json.loads(value) for key, value in (option.split("=", 1) for option in args.option)}
+    ways: dict[str, dict[str, Any]] = {"": {}}
+    if args.imatrix:
+        ways["imatrix"] = {"imatrix": args.imatrix}
+    for method in args.methods:
+        known = {key for of in check(method).values() for key in of}
+        own = {key: value for key, value in given.items() if key in known}
+        ways[method] = {"method": method, "calibration": look, "method_options": own}
+    print("| type | method | bytes | llama.cpp's | perplexity | llama.cpp's | KLD | llama.cpp's | s | MB |")
+    print("|---|---|---:|---:|---:|---:|---:|---:|---:|---:|")
     for name in args.types:
-        for imatrix in (None, args.imatrix) if args.imatrix else (None,):
+        for way, how in ways.items():
             nbytes, *peers = PEER[name]
-            theirs = peers[imatrix is not None]
-            r = bench.measured(name, imatrix)
+            theirs = peers[way != ""] or peers[0]
+            r = bench.measured(name, way, how)
             ppl, kld = map(str, theirs) if theirs else ("", "")
             found = f"{r['ppl'][0]:.2f} | {ppl} | {r['kld'][0]:.4f} ± {r['kld'][1]:.4f} | {kld}"
-            mark = "yes" if imatrix else ""
-            print(f"| {name} | {mark} | {r['bytes']:,} | {nbytes:,} | {found} |", flush=True)
+            cost = f"{r['seconds']:.0f} | {r['memory'] / 1e6:.0f}" if "seconds" in r else " | "
+            print(f"| {name} | {way} | {r['bytes']:,} | {nbytes:,} | {found} | {cost} |", flush=True)
 
 
 class Bench:
@@ -72,16 +93,19 @@ class Bench:
         self.reference, self.text, self.work, self.chunks = reference, text, work, chunks
         self.results = work / "results.json"
 
-    def measured(self, name: str, imatrix: Path | None) -> dict:
-        """Bytes, perplexity and KL divergence of a type, and the errors of both."""
-        path = self.work / f"{name}{'-imatrix' if imatrix else ''}.gguf"
-        edgeq.quantize(self.reference, path, name, imatrix=imatrix)
+    def measured(self, name: str, way: str, how: dict[str, Any]) -> dict:
+        """Bytes, perplexity and KL divergence of a type, and the errors of both; what it took to make it."""
+        path = self.work / f"{name}-{way}.gguf"
+        start = time.process_time()
+        edgeq.quantize(self.reference, path, name, **how)
+        cost = {"seconds": time.process_time() - start}
+        cost["memory"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         with open(path, "rb") as f:
             key = f"{name} {hashlib.file_digest(f, 'sha256').hexdigest()} {self.chunks}"
         known = json.loads(self.results.read_text()) if self.results.exists() else {}
         if key not in known:
             nll, kld = self.compare(path)
-            found = {"bytes": path.stat().st_size, "ppl": exp_mean(nll), "kld": mean(kld)}
+            found = cost | {"bytes": path.stat().st_size, "ppl": exp_mean(nll), "kld": mean(kld)}
             self.results.write_text(json.dumps(known | {key: found}, indent=1))
         path.unlink()
         return json.loads(self.results.read_text())[key]

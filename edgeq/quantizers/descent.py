@@ -9,10 +9,10 @@
 Each step is the least that f can be in what it changes, so f never rises, and what GPTQ began, which looks at
 every column once and only ahead, ends in a place where no single code can be better.
 
-Source: Behdin et al., QuantEase, arXiv 2309.01885, Algorithm 2 (Equation 14 is the step above). It keeps
-scales as they are; their least squares are `search.py`'s, with all of H in the place of its diagonal.
+Source: Behdin et al., QuantEase, arXiv 2309.01885, for the codes. It keeps scales as they are; their least
+squares are those of `search.py`, with all of H in the place of its diagonal.
 
-Left out: outliers that are kept as floats (section 4), which plain files have no place for.
+Left out: outliers that are kept as floats, which plain files have no place for.
 """
 
 import importlib
