@@ -236,16 +236,10 @@ class Inputs:
         self.hessian, self.magnitudes, self.count = np.zeros((cols, cols)), np.zeros(cols), 0
         self.drift = np.zeros((cols, cols)) if drift else None
 
-    def look(
-        self, x: np.ndarray, original: np.ndarray | None = None, *, size: np.ndarray | None = None
-    ) -> None:
-        """Add inputs x float32 (n, cols), and what they were at first; size float32 (n, 1) is what errors are
-        relative to.
-        """
+    def look(self, x: np.ndarray, original: np.ndarray | None = None) -> None:
+        """Add inputs x float32 (n, cols), and what they were at first."""
         self.magnitudes += np.abs(x).sum(axis=0)
         self.count += len(x)
-        if size is not None:
-            x, original = x / size, None if original is None else original / size
         self.hessian += x.T @ x
         if self.drift is not None and original is not None:
             self.drift += (original - x).T @ x
@@ -273,7 +267,6 @@ def walk(
     windows: np.ndarray,
     *,
     drift: bool = False,
-    relative: bool = False,
     progress: Progress | None = None,
 ) -> Iterator[tuple[Held, Inputs]]:
     """Give each linear of each layer, in the order in which they compute, and what is known of its inputs.
@@ -286,8 +279,6 @@ def walk(
     model : from `held`.
     windows : int (chunks, ctx), the text.
     drift : read the text with the model as it was at first, too, and see how inputs differ.
-    relative : divide the inputs of linears that add to the residual stream by its size, token by token, as
-        the next norm will; the magnitudes stay what they are.
     progress : called with ("layers", those that are done, all of them).
     """
     network, cache = model.network, model.new_cache(windows.shape[1])
@@ -305,7 +296,7 @@ def walk(
                 for stream in streams:
                     _go_on(stream, lambda at: None, windows, cache)
             while (at := streams[0][0].at) is not None:
-                yield at, _seen(streams, relative=relative)
+                yield at, _seen(streams)
                 with arch.turn(model.ops, model.threads):
                     _go_on(streams[0], at, windows, cache)
                     for stream in streams[1:]:
@@ -329,18 +320,14 @@ def _go_on(stream: Sequence["Passage"], answer: Callable, windows: np.ndarray, c
         passage.go_on(answer(passage.x))
 
 
-def _seen(streams: Sequence[Sequence["Passage"]], *, relative: bool) -> Inputs:
+def _seen(streams: Sequence[Sequence["Passage"]]) -> Inputs:
     """What is known of the inputs at which all chunks wait."""
     linear, drift = streams[0][0].at, len(streams) > 1
     assert linear is not None
     inputs = Inputs(linear.tensors[0].cols, drift=drift)
     for start in range(0, len(streams[0]), TOGETHER):
         group = [stream[start : start + TOGETHER] for stream in streams]
-        x = [np.concatenate([p.x for p in stream]) for stream in group]
-        state = np.concatenate([p.args[0] for p in group[0]])
-        adds = linear.weight.shape[0] == state.shape[1]
-        size = np.sqrt((state * state).mean(axis=1, keepdims=True)) if relative and adds else None
-        inputs.look(*x, size=size)
+        inputs.look(*(np.concatenate([p.x for p in stream]) for stream in group))
     if not np.isfinite(inputs.hessian).all():
         raise EdgeqError(f"the inputs of {linear.names[0]} are not finite numbers")
     return inputs

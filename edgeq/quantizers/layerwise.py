@@ -114,18 +114,15 @@ def gptq(
     static: bool = False,
     sweeps: int = 0,
     asymmetric: float = 0.0,
-    relative: bool = False,
 ) -> "Plan":
-    """All matrices of the layers as `gptq.gptq` encodes them, which has the options but for the last two.
+    """All matrices of the layers as `gptq.gptq` encodes them, which has the options but for the last.
 
     asymmetric : how much of W X̃ - W X each layer makes up for, X̃ its inputs before anything was quantized: 0
         is GPTQ, 1 looks at ‖W X̃ - Ŵ X‖² instead. Sources: Li et al., GPTAQ, arXiv 2504.02692; Arai and
         Ichikawa, Quantization Error Propagation, arXiv 2504.09629, which has the part.
-    relative : let errors of attn_output and ffn_down count as parts of the residual stream's size, token by
-        token. Sung et al., RSQ, arXiv 2503.01820, weigh tokens, too, by other measures.
     """
     wanted, made = to_encode(plan), {}
-    for linear, inputs in inputs_of(plan, calibration, progress, drift=asymmetric > 0, relative=relative):
+    for linear, inputs in inputs_of(plan, calibration, progress, drift=asymmetric > 0):
         h, matrices = inputs.hessian, {name: w for name, w in linear.parts() if name in wanted}
         for format in dict.fromkeys(wanted[name] for name in matrices):
             names = [name for name in matrices if wanted[name] == format]
