@@ -20,7 +20,12 @@ def command() -> None:
         click.Argument(["model"]),
         click.Argument(["lora"], nargs=-1, required=True, metavar="ADAPTER[:SCALE]...", callback=adapters),
         option("-o", "--output", "out", type=OUT, required=True, metavar="FILE", help="The GGUF file."),
-        option("--type", metavar="TYPE", help="Of the matrices that change; each keeps its own without."),
+        option(
+            "--type",
+            metavar="TYPE",
+            help="Of the matrices that change. Each keeps its own without, whose steps may be larger than "
+            "what was learned: then it is lost. q8_0 keeps it.",
+        ),
     ]
 )
 def merge(model: str, lora: list[tuple[str, float]], out: Path, type: str | None) -> None:
