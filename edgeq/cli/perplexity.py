@@ -14,9 +14,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .. import __version__
-from ..errors import EdgeqError
 from ._console import Progress, note, printable, progress, show, table
-from ._model import COUNT, LOADING, MODEL, TEXT_FILE, open_model, option, pick, usage
+from ._model import COUNT, LOADING, MODEL, TEXT_FILE, open_model, option, pick, read_text, usage
 
 if TYPE_CHECKING:
     import numpy as np
@@ -86,7 +85,7 @@ def command(
     from .. import catalog
     from ..evaluate.protocol import CTX, cut
 
-    text = read(file)
+    text = read_text(file)
     opening = pick(given, OPENING) | {"ctx": ctx or CTX[protocol]}
     about: dict[str, Any] = {"edgeq_version": __version__, "text": str(file)}
     models = [("model", model, given["backend"])]
@@ -135,14 +134,6 @@ def running(measured: "Measurement") -> str:
     ppl = measured.perplexity
     kld = "" if measured.kld is None else f", KLD {measured.kld.mean():.6f}"
     return f"PPL {ppl.value:.4f} ± {ppl.error:.4f}{kld}"
-
-
-def read(file: Path) -> str:
-    """A file's text, with its line ends as they are."""
-    try:
-        return file.read_bytes().decode()
-    except UnicodeDecodeError as error:
-        raise EdgeqError(f"{file} is not UTF-8: {error.reason} at byte {error.start}") from error
 
 
 def plain(estimate: "Estimate") -> dict[str, float | None]:
