@@ -82,11 +82,8 @@ def _weight(layer: Layer, scheme: Scheme) -> Tensor:
     rows, cols = words.shape[1] * 8, words.shape[0]
     if not words.size or cols % 2:
         raise layer.fail("qweight", f"shape {words.shape}", "an even number of inputs")
-    scale = layer.floats("scales", (None, rows)).T
+    scale = layer.scales(cols, rows, scheme.group)
     groups = scale.shape[1]
-    if groups != (1 if scheme.group is None else -(-cols // scheme.group)) or not packed.runs(cols, groups):
-        of = f"groups of {scheme.group or cols}, each 16 or a multiple of 32"
-        raise layer.fail("scales", f"{groups} groups of {cols} columns", of)
     zero = _unpack(layer.integers("qzeros", "<u4", (groups, rows // 8)))
     return layer.weight(_unpack(words), BITS, scale, zero)
 
@@ -118,13 +115,10 @@ def entries(
         raise FormatError(METHOD, f"tensor {tensor.name}", found=f"{rows} rows", expected="a multiple of 8")
 
     def zeros() -> list[np.ndarray]:
-        zero = np.full((rows, groups), 8, np.uint8)
-        if "zero" in parts:
-            zero = np.concatenate(parts["zero"]).reshape(rows, groups)
-        return [as_bytes(_pack(zero))]
+        return [as_bytes(_pack(packed.part(parts, "zero", (rows, groups), BITS)))]
 
     def scales() -> list[np.ndarray]:
-        return [as_bytes(np.concatenate(parts["scale"]).reshape(rows, groups).T.astype("<f2"))]
+        return [as_bytes(packed.part(parts, "scale", (rows, groups), BITS).T.astype("<f2"))]
 
     def words() -> list[np.ndarray]:
         return [as_bytes(_pack(packed.joined(codes(), BITS, tensor.shape)))]

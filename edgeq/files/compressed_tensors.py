@@ -215,12 +215,7 @@ def entries(
     name, shape = tensor.name, tensor.shape
     rows, cols = shape
     base, bits, groups = name.removesuffix(".weight"), scheme.bits, cols // (scheme.group or cols)
-
-    def joined(part: str) -> np.ndarray:
-        if part not in parts:  # all zero points in the middle
-            return np.full((rows, groups), 1 << bits - 1, np.uint8)
-        return np.concatenate(parts[part]).reshape(rows, groups)
-
+    joined = partial(packed.part, parts, shape=(rows, groups), bits=bits)
     if scheme.whole:
         scale = Entry(f"{base}.weight_scale", "F32", (1,), 4, lambda: [as_bytes(joined("scale")[0])])
     else:

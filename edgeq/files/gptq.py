@@ -99,11 +99,8 @@ def _weight(layer: Layer, scheme: Scheme) -> Tensor:
     rows, cols = words.shape[1], words.shape[0] * 32 // bits
     if not words.size or words.shape[0] * 32 % bits or rows * bits % 32:
         raise layer.fail("qweight", f"shape {words.shape}", f"words that whole codes of {bits} bits fill")
-    scale = layer.floats("scales", (None, rows)).T
+    scale = layer.scales(cols, rows, scheme.group)
     groups = scale.shape[1]
-    if groups != (1 if scheme.group is None else -(-cols // scheme.group)) or not packed.runs(cols, groups):
-        of = f"groups of {scheme.group or cols}, each 16 or a multiple of 32"
-        raise layer.fail("scales", f"{groups} groups of {cols} columns", of)
     zero = _zeros(layer.integers("qzeros", "<u4", (groups, rows * bits // 32)), scheme)
     order = _order(layer, cols, groups)
     codes = packed.unpack(np.ascontiguousarray(words.T).view(np.uint8), bits)
@@ -166,9 +163,7 @@ def entries(
         return [as_bytes(packed.pack(q, bits).view("<u4").T)]
 
     def zeros() -> list[np.ndarray]:
-        zero = np.full((rows, groups), 1 << bits - 1, np.uint8)
-        if "zero" in parts:
-            zero = np.concatenate(parts["zero"]).reshape(rows, groups)
+        zero = packed.part(parts, "zero", (rows, groups), bits)
         stored = packed.pack(np.ascontiguousarray(zero.T), bits).view("<u4")
         if not scheme.v2 and bits == 3:
             stored = packed.pack(np.ascontiguousarray(zero.T - np.uint8(1) & 7), bits).view("<u4")
@@ -177,7 +172,7 @@ def entries(
         return [as_bytes(stored)]
 
     def scales() -> list[np.ndarray]:
-        return [as_bytes(np.concatenate(parts["scale"]).reshape(rows, groups).T.astype("<f2"))]
+        return [as_bytes(packed.part(parts, "scale", (rows, groups), bits).T.astype("<f2"))]
 
     return [
         Entry(f"{base}.qweight", "I32", (cols * bits // 32, rows), rows * cols * bits // 8, words),

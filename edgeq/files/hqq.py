@@ -181,17 +181,13 @@ def entries(
         word = np.bitwise_or.reduce(q.astype(np.uint32).reshape(n, packed_rows, -1) << shifts, axis=0)
         return [as_bytes(word.astype("<u4" if field > 8 else "u1"))]
 
-    def floats(role: str) -> Callable[[], list[np.ndarray]]:
-        def values() -> list[np.ndarray]:
-            if role not in parts:
-                return [as_bytes(np.full(count, 1 << bits - 1, "<f2"))]
-            return [as_bytes(np.concatenate(parts[role]).reshape(-1).astype("<f2"))]
-
-        return values
+    def floats(role: str) -> list[np.ndarray]:
+        return [as_bytes(packed.part(parts, role, (count, 1), bits).astype("<f2"))]
 
     made = [Entry(f"{base}.W_q", kind, (packed_rows, scheme.group), packed_rows * scheme.group * size, words)]
     made += [
-        Entry(f"{base}.{role}", "F16", (count, 1), 2 * count, floats(role)) for role in ("scale", "zero")
+        Entry(f"{base}.{role}", "F16", (count, 1), 2 * count, partial(floats, role))
+        for role in ("scale", "zero")
     ]
     settings = _params(scheme) | {
         "shape": np.array([rows, cols], "<i8"),

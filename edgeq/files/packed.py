@@ -56,6 +56,15 @@ class Layer:
         self._check(role, tensor.shape, shape)
         return formats.dequantize(tensor).reshape(tensor.shape)
 
+    def scales(self, cols: int, rows: int, group: int | None) -> np.ndarray:
+        """`scales`, stored (groups, rows), as float32 (rows, groups), of groups that the kernels have."""
+        scale = self.floats("scales", (None, rows)).T
+        groups = scale.shape[1]
+        if groups != (1 if group is None else -(-cols // group)) or not runs(cols, groups):
+            of = f"groups of {group or cols}, each 16 or a multiple of 32"
+            raise self.fail("scales", f"{groups} groups of {cols} columns", of)
+        return scale
+
     def _check(self, role: str, found: tuple[int, ...], shape: tuple[int | None, ...] | None) -> None:
         if shape is None:
             return
@@ -150,6 +159,15 @@ def joined(pieces: Iterable[np.ndarray], bits: int, shape: tuple[int, ...]) -> n
     """Codes uint8 (rows, cols) of the pieces of a tensor of such codes."""
     data = np.concatenate(list(pieces)).reshape(shape[0], -1)
     return unpack(data ^ np.uint8(128 if bits == 8 else 0), bits)
+
+
+def part(parts: Mapping[str, list[np.ndarray]], role: str, shape: tuple[int, int], bits: int) -> np.ndarray:
+    """The pieces of scales or zero points as one array (rows, groups); zero points that are not there are all
+    in the middle.
+    """
+    if role == "zero" and role not in parts:
+        return np.full(shape, 1 << bits - 1, np.uint8)
+    return np.concatenate(parts[role]).reshape(shape)
 
 
 def as_bytes(array: np.ndarray) -> np.ndarray:
