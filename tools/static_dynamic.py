@@ -52,7 +52,7 @@ def variants(plan: Plan, look: Calibration) -> Iterator[tuple[str, Plan]]:
         for t, w in matrices:
             own = inputs[t.name] if isinstance(inputs, dict) else inputs
             made[t.name] = encoded(t, w, per, own)
-        return integers.holding(plan, made)
+        return layerwise.put(plan, made)
 
     yield "weights only | channel | 16 bits", of("channel", None)
     for per in ("channel", "tensor"):

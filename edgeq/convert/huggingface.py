@@ -20,7 +20,7 @@ from ..grid import Grid
 from ..grid import encode as grid_codes
 from ..tensor import Tensor
 from ..tokenizer import as_huggingface as tokenizer_files
-from .source import Source, interleaved, open_source, order
+from .source import Source, interleaved, open_source, order, plain
 from .stream import Recoding, Stream, streams
 
 DTYPES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
@@ -144,9 +144,8 @@ def write(
     their inputs is written where the layout has words for it.
     """
     dst = Path(dst)
-    meta = {key: v.item() if isinstance(v, np.generic) else v for key, v in source.meta.items()}
-    module, plain, _ = arch.identify(meta, source.tensors, source.path)
-    checkpoint = as_huggingface.checkpoint(module, plain, source.tensors, source.path)
+    module, meta, _ = arch.identify(plain(source.meta), source.tensors, source.path)
+    checkpoint = as_huggingface.checkpoint(module, meta, source.tensors, source.path)
     told = [t.inputs for t in source.tensors.values() if t.inputs]
     if told and target is not None and target.layout is compressed_tensors:
         shifted = any(inputs.zero for inputs in told)
@@ -159,9 +158,9 @@ def write(
         names = [r.tensor.name for r in recodings if r.format != "aqlm" and r.tensor.name.endswith(".weight")]
         names = list(dict.fromkeys([*names, "lm_head.weight"]))
         config["quantization_config"] = aqlm.config(formats.get("aqlm").scheme(vectors[0]), names)
-    texts = tokenizer_files.files(plain, source.path)
+    texts = tokenizer_files.files(meta, source.path)
     for name in ("bos", "eos"):
-        config[f"{name}_token_id"] = plain.get(f"tokenizer.ggml.{name}_token_id")
+        config[f"{name}_token_id"] = meta.get(f"tokenizer.ggml.{name}_token_id")
     texts["config.json"] = (json.dumps(config, indent=2) + "\n").encode()
     encode = formats.quantize if target is None else partial(_encode, target=target)
     with streams(recodings, threads or kernels.cores(), source.path, encode) as made:

@@ -42,6 +42,11 @@ def open_source(path: str | os.PathLike) -> Source:
     return _from_huggingface(path) if path.is_dir() else Source(path, *gguf.read_exact(path), rows={})
 
 
+def plain(meta: Mapping[str, Any]) -> dict[str, Any]:
+    """Metadata with Python's numbers in the place of GGUF's, as `arch` takes it."""
+    return {key: v.item() if isinstance(v, np.generic) else v for key, v in meta.items()}
+
+
 def interleaved(heads: int, rows: int) -> np.ndarray:
     """Order in which a Hugging Face checkpoint's rows of q or k make the pairs of GGUF's llama files: those
     of a head's halves in turn. int (rows,).

@@ -37,7 +37,6 @@ Progress = Callable[[str, int, int], None]
 
 QUANTIZATION, FILE_TYPE = "general.quantization_version", "general.file_type"
 VERSION = 2  # of ggml's quantized types
-FLOATS = ("f32", "f16", "bf16")
 
 
 class Options(mix.Options, total=False):
@@ -138,7 +137,7 @@ def plan(
     recodings = []
     for key, format in types.items():
         tensor = source.tensors[key]
-        if format != tensor.format and tensor.format not in FLOATS and not allow_requantize:
+        if format != tensor.format and tensor.format not in mix.FLOATS and not allow_requantize:
             raise EdgeqError(
                 f"{source.path}: tensor {key} is {tensor.format} already, and would lose a second time as "
                 f"{format}. Start from the original, or allow it (--allow-requantize)"
@@ -194,10 +193,8 @@ def write(
     dst = Path(dst)
     if dst.exists() and dst.samefile(plan.source):
         raise EdgeqError(f"{dst} is the model that is read. Name another file")
-    if any(r.format in formats.VECTORS for r in plan.recodings):
-        return [_write_folder(plan, dst, threads=threads, max_size=max_size, progress=progress)]
     if any(formats.parts(formats.get(r.format)) for r in plan.recodings):
-        return [integers.write(plan, dst, threads=threads, max_size=max_size, progress=progress)]
+        return [_write_folder(plan, dst, threads=threads, max_size=max_size, progress=progress)]
     with streams(plan.recodings, threads or kernels.cores(), plan.source, _encoder(plan)) as made:
         entries = [
             Entry(r.tensor.name, formats.get(r.format).GGML, r.tensor.shape, r.nbytes, pieces)
@@ -223,16 +220,27 @@ def _held(source: Source, *, exactly: bool) -> Source:
 
 
 def _write_folder(plan: Plan, dst: Path, **options: Any) -> Path:
-    """Carry out a plan whose tensors are as a Hugging Face folder holds them."""
+    """Carry out a plan with tensors that no GGUF file holds, as a Hugging Face folder; the others are floats
+    and stay as they are.
+    """
+    made = [r.tensor for r in plan.recodings if r.tensor.parts]
+    kind = made[0].format if made else "one of a folder's own types"
+    if dst.suffix == ".gguf":
+        raise EdgeqError(f"GGUF files have no type for {kind}: name a folder instead of {dst}")
     for r in plan.recodings:
-        if r.format != r.tensor.format or r.format not in (*FLOATS, *formats.VECTORS):
+        if r.format != r.tensor.format or not (r.tensor.parts or r.format in mix.FLOATS):
             raise EdgeqError(
-                f"tensor {r.tensor.name} would be {r.format}: beside aqlm, which no GGUF file holds, other "
+                f"tensor {r.tensor.name} would be {r.format}: beside {kind}, which no GGUF file holds, other "
                 "weights stay as they are, floats. Take the type copy"
             )
-    tensors = {r.tensor.name: r.tensor for r in plan.recodings}
-    rows = {r.tensor.name: r.rows for r in plan.recodings if r.rows is not None}
-    return huggingface.write(Source(plan.source, plan.meta, tensors, rows), dst, "auto", **options)
+    source = Source(
+        plan.source,
+        plan.meta,
+        {r.tensor.name: r.tensor for r in plan.recodings},
+        {r.tensor.name: r.rows for r in plan.recodings if r.rows is not None},
+    )
+    target = None if kind in formats.VECTORS else integers.target(made)
+    return huggingface.write(source, dst, "auto", target, **options)
 
 
 def _encoder(plan: Plan) -> Encode:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from ..inputs import Inputs
-from . import integers
+from . import integers, layerwise
 from .static import encoded
 
 if TYPE_CHECKING:
@@ -42,6 +42,6 @@ def dynamic(
     """
     if inputs not in ("token", "block"):
         raise ValueError(f"inputs of a {inputs!r}, expected 'token' or 'block'")
-    return integers.holding(
+    return layerwise.put(
         plan, {t.name: encoded(t, w, per, Inputs(inputs)) for t, w in integers.matrices(plan)}
     )

@@ -6,13 +6,14 @@ A method makes a plan of a plan: it has the same names and formats, and matrices
 
 import importlib
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from .. import arch, calibrate, formats, kernels, tokenizer
 from ..calibrate import Held, Inputs
+from ..convert.source import plain
 from ..evaluate.protocol import cut
 from ..tensor import Tensor
 from .aqlm import aqlm as aqlm_of_layer
@@ -139,7 +140,7 @@ def gptq(
                 if found:
                     found(name, error(first[rows], coded, h))
                 matrices[name][:] = coded
-    return _with(plan, made)
+    return put(plan, made)
 
 
 def hqq(
@@ -161,7 +162,7 @@ def hqq(
         made[name] = formats.pack(todo[name], codes, grid)._replace(name=name)
         if progress:
             progress("matrices", done + 1, len(todo))
-    return _with(plan, made)
+    return put(plan, made)
 
 
 def awq(
@@ -173,50 +174,32 @@ def awq(
     clipping: bool = True,
 ) -> "Plan":
     """All layers with the scales and clips that `awq.search_scale` and `awq.clip` find, not yet encoded."""
-    wanted, made = to_encode(plan), {}
-    present = _arranged(plan)
-
-    def weights(name: str) -> np.ndarray:
-        """float32, as they are up to now."""
-        if name not in made:
-            made[name] = formats.dequantize(present[name]).reshape(present[name].shape)
-        return made[name]
-
+    wanted, scaled = to_encode(plan), Scaled(plan)
     for linear, inputs in inputs_of(plan, calibration, progress):
         names = [name for name in linear.names if name in wanted]
-        layer, kind = linear.names[0].rsplit(".", 2)[:2]
         if not names:
             continue
-        maker = f"{layer}.{MAKERS[kind]}"
-        for name in linear.names:
-            weights(name)
         cols = linear.weight.shape[1]
-        source = np.arange(cols)
-        rows = present[f"{maker}.weight"].rows
-        if rows not in (1, cols):
-            source = _heads(plan, cols, rows)
+        maker, source = scaled.maker_of(linear.names[0])
         to = target(wanted[names[0]], cols)
         best = search_scale(
-            [weights(name) for name in names], inputs.hessian, inputs.magnitudes / inputs.count, to, source
+            [scaled.weights(name) for name in names],
+            inputs.hessian,
+            inputs.magnitudes / inputs.count,
+            to,
+            source,
         )
+        of_rows = np.ones(max(source) + 1, np.float32)
+        of_rows[source] = best.scale
+        scaled.scale(linear.names, maker, source, of_rows)
         h = inputs.hessian / np.outer(best.scale, best.scale)
-        before = {name: weights(name) * best.scale for name in names}
-        for name in linear.names:
-            made[name] *= best.scale
-        made_by = np.ones(max(source) + 1, np.float32)
-        made_by[source] = best.scale
-        for name in (f"{maker}.weight", f"{maker}.bias"):
-            if name in present:
-                w = weights(name)
-                made[name] = w / (made_by[:, None] if w.ndim == 2 else made_by)
-        if clipping:
-            for name in names:
-                if name.rsplit(".", 2)[1] in CLIPPED:
-                    made[name] = clip(made[name], h, target(wanted[name], cols))
-        if found:
-            for name in names:
-                found(name, error(before[name], rounded(made[name], target(wanted[name], cols)), h))
-    return _with(plan, {name: _as(present[name], w) for name, w in made.items()})
+        for name in names:
+            to, before = target(wanted[name], cols), scaled.weights(name)
+            if clipping and name.rsplit(".", 2)[1] in CLIPPED:
+                scaled.made[name] = clip(before, h, to)
+            if found:
+                found(name, error(before, rounded(scaled.made[name], to), h))
+    return scaled.plan()
 
 
 def eetq(
@@ -229,7 +212,7 @@ def eetq(
         made[name] = formats.pack("q8_0", *eetq_onto("q8_0", w))._replace(name=name)
         if progress:
             progress("matrices", done + 1, len(todo))
-    return _with(plan, made)
+    return put(plan, made)
 
 
 def aqlm(
@@ -263,30 +246,60 @@ def aqlm(
             if found:
                 found(name, error(w, decoded, inputs.hessian))
             w[:] = decoded
-    plan = _with(plan, made)
-    return plan._replace(
-        recodings=[
-            r._replace(format="aqlm") if r.tensor.format in formats.VECTORS else r for r in plan.recodings
-        ]
-    )
+    return put(plan, made)
 
 
-def _heads(plan: "Plan", cols: int, rows: int) -> np.ndarray:
-    """Which row of attn_v makes each input of attn_output: int (cols,), heads of queries that follow each
-    other share one of values.
+class Scaled:
+    """Matrices whose columns are scaled, while who makes their inputs divides by as much: the model computes
+    what it did.
+
+    Attributes
+    ----------
+    made : float32 weights that were looked at, by name, as they are up to now.
     """
-    architecture = plan.meta["general.architecture"]
-    heads = int(np.max(plan.meta[f"{architecture}.attention.head_count"]))
-    size = cols // heads
-    head, within = np.divmod(np.arange(cols), size)
-    return head // (cols // rows) * size + within
 
+    def __init__(self, plan: "Plan") -> None:
+        self.before, self.present = plan, arranged(plan)
+        self.made: dict[str, np.ndarray] = {}
 
-def _as(tensor: Tensor, w: np.ndarray) -> Tensor:
-    """A tensor of the same name with other weights, float16 if it was."""
-    kind = np.float16 if tensor.format == "f16" else np.float32
-    data = np.ascontiguousarray(w, kind).reshape(-1).view(np.uint8)
-    return Tensor(tensor.name, "f16" if kind is np.float16 else "f32", tensor.shape, data)
+    def weights(self, name: str) -> np.ndarray:
+        """Weights, or gains, of a tensor."""
+        if name not in self.made:
+            self.made[name] = formats.dequantize(self.present[name]).reshape(self.present[name].shape)
+        return self.made[name]
+
+    def maker_of(self, name: str) -> tuple[str, np.ndarray]:
+        """Who makes the inputs of a matrix, and which of its rows (or gains) makes each: int (cols,)."""
+        layer, kind = name.rsplit(".", 2)[:2]
+        maker, cols = f"{layer}.{MAKERS[kind]}", self.present[name].cols
+        rows = self.present[f"{maker}.weight"].rows
+        if rows in (1, cols):
+            return maker, np.arange(cols)
+        # rows of attn_v: heads of queries that follow each other share one of values
+        meta = self.before.meta
+        heads = int(np.max(meta[f"{meta['general.architecture']}.attention.head_count"]))
+        size = cols // heads
+        head, within = np.divmod(np.arange(cols), size)
+        return maker, head // (cols // rows) * size + within
+
+    def scale(self, names: Iterable[str], maker: str, source: np.ndarray, s: np.ndarray) -> None:
+        """Scale the columns of matrices that share inputs; s float32 (rows of the maker,)."""
+        for name in names:
+            self.made[name] = self.weights(name) * s[source]
+        for name in (f"{maker}.weight", f"{maker}.bias"):
+            if name in self.present:
+                w = self.weights(name)
+                self.made[name] = w / (s[:, None] if w.ndim == 2 else s)
+
+    def plan(self) -> "Plan":
+        """The plan with these weights, yet to be encoded; float16 where they were."""
+        made = {}
+        for name, w in self.made.items():
+            old = self.present[name]
+            kind = "f16" if old.format == "f16" else "f32"
+            data = np.ascontiguousarray(w, np.float16 if kind == "f16" else np.float32)
+            made[name] = Tensor(name, kind, old.shape, data.reshape(-1).view(np.uint8))
+        return put(self.before, made, encoded=False)
 
 
 def to_encode(plan: "Plan", *, everywhere: bool = False) -> dict[str, str]:
@@ -301,7 +314,7 @@ def to_encode(plan: "Plan", *, everywhere: bool = False) -> dict[str, str]:
     }
 
 
-def _arranged(plan: "Plan") -> dict[str, Tensor]:
+def arranged(plan: "Plan") -> dict[str, Tensor]:
     """The tensors as GGUF wants their rows."""
     return {
         r.tensor.name: r.tensor if r.rows is None else formats.take(r.tensor, r.rows) for r in plan.recodings
@@ -320,9 +333,7 @@ def inputs_of(
 ) -> Iterator[tuple[Held, Inputs]]:
     """`calibrate.walk` through the model of a plan."""
     c, windows = calibration, windows_of(plan, calibration, progress)
-    held = calibrate.held(
-        plain_meta(plan), _arranged(plan), plan.source, backend=c.backend, threads=c.threads
-    )
+    held = calibrate.held(plain(plan.meta), arranged(plan), plan.source, backend=c.backend, threads=c.threads)
     yield from calibrate.walk(held, windows, **how, progress=progress)
 
 
@@ -337,19 +348,16 @@ def windows_of(plan: "Plan", calibration: Calibration, progress: Progress | None
 
 def model(plan: "Plan", backend: str = "numba", threads: int | None = None) -> arch.Model:
     """The model of a plan, as far as it is encoded, ready to run."""
-    return arch.load(plain_meta(plan), _arranged(plan), backend=backend, path=plan.source, threads=threads)
+    return arch.load(plain(plan.meta), arranged(plan), backend=backend, path=plan.source, threads=threads)
 
 
-def plain_meta(plan: "Plan") -> dict[str, Any]:
-    """Metadata with Python's numbers."""
-    return {key: v.item() if isinstance(v, np.generic) else v for key, v in plan.meta.items()}
-
-
-def _with(plan: "Plan", made: Mapping[str, Tensor]) -> "Plan":
-    """The plan with other tensors, whose rows are in order."""
-    return plan._replace(
-        recodings=[
-            r._replace(tensor=made[r.tensor.name], rows=None) if r.tensor.name in made else r
-            for r in plan.recodings
-        ]
-    )
+def put(plan: "Plan", made: Mapping[str, Tensor], *, encoded: bool = True) -> "Plan":
+    """The plan with other tensors, whose rows are in order: as they will be written, or, not yet encoded, to
+    become what the plan says.
+    """
+    recodings = []
+    for r in plan.recodings:
+        if (tensor := made.get(r.tensor.name)) is not None:
+            r = r._replace(tensor=tensor, format=tensor.format if encoded else r.format, rows=None)
+        recodings.append(r)
+    return plan._replace(recodings=recodings)

@@ -54,6 +54,7 @@ MIXES = {
     "tq2_0": Mix("tq2_0", 37),
     "mxfp4_moe": Mix("mxfp4", 38),
 }
+FLOATS = ("f32", "f16", "bf16")
 ALIASES = {"q5_k": "q5_k_m", "q4_k": "q4_k_m", "q3_k": "q3_k_m"}
 
 # What stands in for a type with blocks of 256 where they do not divide the rows.

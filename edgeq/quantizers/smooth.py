@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .. import formats
 from ..observers import make
 from . import integers, layerwise
 
@@ -49,35 +48,18 @@ def smooth(
     alpha : how much of the difficulty goes to the weights.
     linears : also inputs that a linear layer makes, and not a norm.
     """
-    present = layerwise._arranged(plan)
-    made: dict[str, np.ndarray] = {}
-
-    def weights(name: str) -> np.ndarray:
-        """float32, as they are up to now."""
-        if name not in made:
-            made[name] = formats.dequantize(present[name]).reshape(present[name].shape)
-        return made[name]
-
-    for names, seen in integers.observe(
-        plan, calibration, partial(make, "minmax", "channel"), progress
-    ).items():
-        layer, kind = names[0].rsplit(".", 2)[:2]
-        maker = f"{layer}.{layerwise.MAKERS[kind]}"
-        rows, cols = present[f"{maker}.weight"].rows, present[names[0]].cols
-        if rows > 1 and not linears:
+    scaled = layerwise.Scaled(plan)
+    seen = integers.observe(plan, calibration, partial(make, "minmax", "channel"), progress)
+    for names, observer in seen.items():
+        maker, source = scaled.maker_of(names[0])
+        if scaled.present[f"{maker}.weight"].rows > 1 and not linears:
             continue
-        source = np.arange(cols) if rows in (1, cols) else layerwise._heads(plan, cols, rows)
-        low, high = seen.range(8, True)
+        low, high = observer.range(8, True)
         of_inputs = shared(np.maximum(-low, high)[:, 0], source)
-        of_weights = shared(np.max([np.abs(weights(name)).max(axis=0) for name in names], axis=0), source)
-        s = scale_of(of_inputs, of_weights, alpha)
-        for name in names:
-            made[name] = weights(name) * s[source]
-        for name in (f"{maker}.weight", f"{maker}.bias"):
-            if name in present:
-                w = weights(name)
-                made[name] = w / (s[:, None] if w.ndim == 2 else s)
-    return layerwise._with(plan, {name: layerwise._as(present[name], w) for name, w in made.items()})
+        largest = np.max([np.abs(scaled.weights(name)).max(axis=0) for name in names], axis=0)
+        s = scale_of(of_inputs, shared(largest, source), alpha)
+        scaled.scale(names, maker, source, s)
+    return scaled.plan()
 
 
 def shared(magnitude: np.ndarray, source: np.ndarray) -> np.ndarray:

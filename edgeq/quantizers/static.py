@@ -22,7 +22,7 @@ from ..inputs import Inputs
 from ..observers import Observer, make
 from ..ranges import grid_parameters
 from ..tensor import Tensor
-from . import integers
+from . import integers, layerwise
 
 if TYPE_CHECKING:
     from . import Plan
@@ -54,8 +54,8 @@ def static(
     """
     options: dict[str, Any] = {"percent": percent} if observer == "percentile" else {}
     seen = integers.observe(plan, calibration, partial(make, observer, **options), progress)
-    fixed = {name: inputs_of(found, symmetric) for names, found in seen.items() for name in names}
-    return integers.holding(
+    fixed = {name: inputs_of(watch, symmetric) for names, watch in seen.items() for name in names}
+    return layerwise.put(
         plan, {t.name: encoded(t, w, per, fixed[t.name]) for t, w in integers.matrices(plan)}
     )
 

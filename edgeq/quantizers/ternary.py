@@ -90,7 +90,7 @@ def few_values(
         for tensor, w in integers.matrices(plan):
             grid = target.fit(_grouped(tensor.name, w, target), None)
             made[tensor.name] = _stored(tensor.name, encode(w, grid), grid)
-        return integers.holding(plan, made)
+        return layerwise.put(plan, made)
     for linear, inputs in layerwise.inputs_of(plan, calibration, progress):
         for name, w in linear.parts():
             codes, grid = gptq(_grouped(name, w, target), inputs.hessian, target, damp=damp, order="groups")
@@ -99,7 +99,7 @@ def few_values(
             if found:
                 found(name, error(w, decoded, inputs.hessian))
             w[:] = decoded
-    return integers.holding(plan, made)
+    return layerwise.put(plan, made)
 
 
 def _grouped(name: str, w: np.ndarray, target: Target) -> np.ndarray:
