@@ -33,7 +33,7 @@ from numba.extending import intrinsic
 from .jit import kernel
 
 # places in the shared state, a cache line apart
-TICKET, DONE, FUNCTION, ARGUMENTS, STOP, BUSY, THREADS, ACTIVE, CALM, PLACES = (
+TICKET, DONE, FUNCTION, ARGUMENTS, STOP, BUSY, THREADS, ACTIVE, BACK, PLACES = (
     0,
     8,
     16,
@@ -50,7 +50,7 @@ MANY = (1 << UNIT_BITS) - 1
 SPINS = 2000  # pauses before a thread gives others its processor, about 0.1 ms
 YIELDS = 2000  # times it does so before it sleeps, about 1 ms
 LONG = 500_000  # nanoseconds of waiting that another program is to blame for
-RECOVERY = 5000  # jobs without such a wait, some tens of tokens, after which one more thread is tried
+REST = 16  # times as long as others waited for it, a thread is then left out
 
 I8P, I32, I64 = ir.IntType(8).as_pointer(), ir.IntType(32), ir.IntType(64)
 # tells the processor that the thread waits, where there is such an instruction
@@ -191,9 +191,8 @@ def take_units(state):
 def run(state, units, function_and_data):
     """Call body(unit, *arguments) of a `job` for every unit, on this thread and those of the pool."""
     function, data = function_and_data
-    state[CALM] += 1
-    if state[CALM] > RECOVERY and state[ACTIVE] < state[THREADS]:
-        state[ACTIVE], state[CALM] = state[ACTIVE] + 1, 0
+    if state[ACTIVE] < state[THREADS] and clock() > state[BACK]:
+        state[ACTIVE] += 1
     if units == 1 or state[ACTIVE] == 1:
         for unit in range(units):
             call_unit(function, data, unit)
@@ -212,8 +211,9 @@ def run(state, units, function_and_data):
             pause()
         else:  # whoever has the last unit is not running: leave it this processor
             nap()
-    if waited >= SPINS and clock() - alone > max(LONG, alone - start):
-        state[ACTIVE], state[CALM] = max(1, state[ACTIVE] - 1), 0
+    now = clock()
+    if waited >= SPINS and now - alone > max(LONG, alone - start):
+        state[ACTIVE], state[BACK] = max(1, state[ACTIVE] - 1), now + REST * (now - alone)
 
 
 @kernel("void(i8[::1], i8)")
