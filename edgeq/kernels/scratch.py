@@ -10,7 +10,7 @@ from math import prod
 import numpy as np
 
 SMALL = 1 << 16  # bytes below which the C library does the same
-MOST = 1 << 26  # bytes that are kept
+MOST = 1 << 26  # bytes that are kept while nobody uses them
 LINE = 64  # bytes of a cache line, where arrays begin
 blocks: list[np.ndarray] = []
 
@@ -40,7 +40,7 @@ def empty(shape: tuple[int, ...]) -> np.ndarray:
     if fitting:
         best = min(fitting, key=lambda i: blocks[i].nbytes)
     else:
-        if sum(b.nbytes for b in blocks) + size > MOST:
+        if sum(blocks[i].nbytes for i in idle) > MOST:
             blocks[:] = [blocks[i] for i in range(len(blocks)) if i not in idle]
         best = len(blocks)
         blocks.append(np.empty(size + LINE, np.uint8))
