@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from functools import partial
 from itertools import chain
 from queue import SimpleQueue
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -26,11 +26,12 @@ from .errors import EdgeqError
 from .evaluate.perplexity import Reader
 from .evaluate.protocol import cut
 from .files.imatrix import CHUNK, Imatrix, Squares
+from .kernels import scratch
 from .observers import Observer
 from .tensor import Tensor
 
 AT_ONCE = 8  # chunks that are made up together
-TOGETHER = 4  # chunks whose inputs are squared in one product
+TOGETHER = 4  # chunks that are one matrix in a product
 
 
 def imatrix(
@@ -191,8 +192,10 @@ class Held:
     weight: np.ndarray
     original: np.ndarray
 
-    def __init__(self, tensors: Sequence[Tensor], bias: np.ndarray | None = None, **unused: Any) -> None:
-        self.tensors, self.bias = tensors, bias
+    def __init__(
+        self, ops: ModuleType, tensors: Sequence[Tensor], bias: np.ndarray | None = None, **unused: Any
+    ) -> None:
+        self.ops, self.tensors, self.bias = ops, tensors, bias
 
     def hold(self) -> None:
         """Decode the weights."""
@@ -216,7 +219,7 @@ class Held:
         return self._with(self.original, x)
 
     def _with(self, weight: np.ndarray, x: np.ndarray) -> np.ndarray:
-        y = x @ weight.T
+        y = self.ops.dot(x, weight.T)
         return y if self.bias is None else y + self.bias
 
 
@@ -232,17 +235,18 @@ class Inputs:
     count : inputs.
     """
 
-    def __init__(self, cols: int, *, drift: bool = False) -> None:
+    def __init__(self, cols: int, ops: ModuleType, *, drift: bool = False) -> None:
+        self.ops = ops
         self.hessian, self.magnitudes, self.count = np.zeros((cols, cols)), np.zeros(cols), 0
         self.drift = np.zeros((cols, cols)) if drift else None
 
     def look(self, x: np.ndarray, original: np.ndarray | None = None) -> None:
         """Add inputs x float32 (n, cols), and what they were at first."""
-        self.magnitudes += np.abs(x).sum(axis=0)
+        self.magnitudes += np.abs(x, out=scratch.empty(x.shape)).sum(axis=0)
         self.count += len(x)
-        self.hessian += x.T @ x
+        self.hessian += self.ops.dot(x.T, x)
         if self.drift is not None and original is not None:
-            self.drift += (original - x).T @ x
+            self.drift += self.ops.dot((original - x).T, x)
 
 
 def held(
@@ -256,7 +260,7 @@ def held(
     """The model of a file for `walk`: its linears are `Held`, all else is the backend's."""
     module, meta, tensors = arch.identify(meta, tensors, path)
     ops = kernels.backend(backend)
-    with_held: Any = SimpleNamespace(**{**vars(ops), "linear": Held})
+    with_held: Any = SimpleNamespace(**{**vars(ops), "linear": partial(Held, ops)})
     network = module.network(meta, Weights(tensors, with_held, path))
     ops.ready(None)
     return Model(network, backend, threads or kernels.cores(), kernels.cache_types(backend, None, None))
@@ -294,9 +298,11 @@ def walk(
         try:
             with arch.turn(model.ops, model.threads):
                 for stream in streams:
-                    _go_on(stream, lambda at: None, windows, cache)
+                    _go_on(stream, None, windows, cache)
             while (at := streams[0][0].at) is not None:
-                yield at, _seen(streams)
+                with arch.turn(model.ops, model.threads):
+                    inputs = _seen(streams)
+                yield at, inputs
                 with arch.turn(model.ops, model.threads):
                     _go_on(streams[0], at, windows, cache)
                     for stream in streams[1:]:
@@ -312,25 +318,35 @@ def walk(
         progress("layers", len(network.layers), len(network.layers))
 
 
-def _go_on(stream: Sequence["Passage"], answer: Callable, windows: np.ndarray, cache: Any) -> None:
-    """Let each chunk go on to the next linear, where what it waits for is `answer(x)`."""
-    for passage, window in zip(stream, windows, strict=True):
-        cache.truncate(0)  # from a linear to the next there is at most one attention, of one chunk
-        cache.tokens.extend(window.tolist())
-        passage.go_on(answer(passage.x))
+def _go_on(stream: Sequence["Passage"], linear: Callable | None, windows: np.ndarray, cache: Any) -> None:
+    """Let each chunk go on to the next linear, with what `linear` makes of what it waits with."""
+    for start in range(0, len(stream), TOGETHER):
+        group = stream[start : start + TOGETHER]
+        answers: Any = [None] * len(group)
+        if linear is not None:
+            answers = np.split(linear(_joined(group)), len(group))
+        for passage, window, answer in zip(group, windows[start:], answers, strict=False):
+            cache.truncate(0)  # from a linear to the next there is at most one attention, of one chunk
+            cache.tokens.extend(window.tolist())
+            passage.go_on(answer)
 
 
 def _seen(streams: Sequence[Sequence["Passage"]]) -> Inputs:
     """What is known of the inputs at which all chunks wait."""
     linear, drift = streams[0][0].at, len(streams) > 1
     assert linear is not None
-    inputs = Inputs(linear.tensors[0].cols, drift=drift)
+    inputs = Inputs(linear.tensors[0].cols, linear.ops, drift=drift)
     for start in range(0, len(streams[0]), TOGETHER):
-        group = [stream[start : start + TOGETHER] for stream in streams]
-        inputs.look(*(np.concatenate([p.x for p in stream]) for stream in group))
+        inputs.look(*(_joined(stream[start : start + TOGETHER]) for stream in streams))
     if not np.isfinite(inputs.hessian).all():
         raise EdgeqError(f"the inputs of {linear.names[0]} are not finite numbers")
     return inputs
+
+
+def _joined(group: Sequence["Passage"]) -> np.ndarray:
+    """What some chunks wait with, one below the other."""
+    rows, cols = group[0].x.shape
+    return np.concatenate([p.x for p in group], out=scratch.empty((len(group) * rows, cols)))
 
 
 class Passage(threading.Thread):

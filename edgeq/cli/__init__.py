@@ -14,6 +14,10 @@ import warnings
 
 import click
 
+# NumPy's OpenBLAS reads it when it is loaded: for 30 ms after each product its threads would wait busily for
+# the next, where those of `kernels/pool.py` are to compute
+os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "4")
+
 from .. import __version__
 from ..errors import EdgeqError
 from ._console import note, printable

@@ -29,6 +29,7 @@ from .lanes import PLANE_BYTES, ROWS, RUN, Lanes
 from .matmul import TOKENS
 from .pool import computing as computing
 from .prepare import prepare
+from .product import dot as dot_of_halves
 from .program import Program, replay
 from .rope import rope
 from .simd import kernel_view
@@ -38,6 +39,8 @@ CACHE_TYPES = ("f16", "f32", "q8_0") if simd.PATH.half else ("f32",)
 # kernels that the prepared matrices will run, and those that every model runs
 WANTED: set[Entry] = set()
 EMPTY = np.zeros(0, np.float32)
+# a @ b of float32 matrices that are not kept, as calibration and training have them
+dot = dot_of_halves if simd.PATH.amx else np.matmul
 # fewer tokens than this take 16-bit activations (see activations.py), as many or more the matrix unit where
 # there is one (see amx.py), which is then the faster way, else 8-bit activations
 FINE_TOKENS = 32 if simd.PATH.amx else 128

@@ -17,6 +17,8 @@ from .rope import rotate
 
 CACHE_TYPES = ("f32", "f16", "q8_0")
 
+dot = np.matmul  # of float32 matrices
+
 
 class Linear:
     """y = x @ Wᵀ + b with W float32 (rows, cols), x (n, cols), y (n, rows); W in parts, each with the way in
