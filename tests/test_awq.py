@@ -9,6 +9,7 @@ from edgeq import ranges
 from edgeq.grid import decode, encode
 from edgeq.quantizers import target as room
 from edgeq.quantizers.awq import CLIPS, clip, rounded, scale_of, search_scale
+from edgeq.quantizers.gptq import costs, gptq
 from edgeq.quantizers.objective import error
 
 target = partial(room.target, compiled=False)
@@ -52,6 +53,24 @@ def test_exponent_zero_is_plain_rounding():
     plain = error(w, decode(encode(w, grid), grid), h)
     found = search_scale([w], h, magnitude, to)
     assert found.errors[0] / np.vdot(w @ h, w) == pytest.approx(plain, rel=1e-5)
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_scales_for_gptq_are_better_than_none(bits):
+    w, h, magnitude, _ = layer(rows=64, seed=bits)
+    to = target(f"i{bits}", w.shape[1], **PLAIN)
+    found = search_scale([w], h, magnitude, to, None, costs(h, to, 0.01, "groups"))
+
+    def left(s):
+        codes, grid = gptq(w * s, h / np.outer(s, s), to, order="groups")
+        return error(w, decode(codes, grid) / s, h)
+
+    alone = left(np.ones(len(h), np.float32))
+    assert found.alpha > 0
+    assert left(found.scale) < 0.99 * alone
+    assert left(found.scale) <= left(search_scale([w], h, magnitude, to).scale)
+    # what the search takes for the error is near what GPTQ leaves
+    assert found.errors[0] / np.vdot(w @ h, w) == pytest.approx(alone, rel=0.3)
 
 
 def test_inputs_of_one_source_share_a_scale():

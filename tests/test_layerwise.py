@@ -205,8 +205,8 @@ def test_what_cannot_be_done(folder):
     plan = quantizers.plan(folder, "q4_0")
     with pytest.raises(ValueError, match="unknown method 'mix'; edgeq has rtn, gptq, hqq, awq"):
         layerwise.apply("awq+mix", plan, QUICK)
-    with pytest.raises(ValueError, match="awq has no option damp; it has clipping"):
-        layerwise.apply("awq", plan, QUICK, damp=1)
+    with pytest.raises(ValueError, match="awq has no option sweeps; it has clipping, damp, feedback"):
+        layerwise.apply("awq", plan, QUICK, sweeps=1)
 
 
 @pytest.mark.parametrize("folder", ["llama"], indirect=True)

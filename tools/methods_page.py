@@ -23,8 +23,8 @@ from edgeq.evaluate.chart import Point, Series, axis, chart
 from edgeq.evaluate.protocol import cut
 from edgeq.grid import decode
 from edgeq.quantizers.aqlm import aqlm
-from edgeq.quantizers.awq import clip, search_scale
-from edgeq.quantizers.gptq import gptq
+from edgeq.quantizers.awq import clip, rounded, search_scale
+from edgeq.quantizers.gptq import costs, gptq
 from edgeq.quantizers.hqq import hqq, ungrouped
 from edgeq.quantizers.objective import error
 from edgeq.quantizers.target import Target, target
@@ -116,14 +116,21 @@ def half_quadratic(layer: Layer, to: Target) -> np.ndarray:
     return ungrouped(decode(codes, grid), layer.w.shape, 1)
 
 
-def scaled(layer: Layer, to: Target, then: Callable[[Layer, Target], np.ndarray]) -> np.ndarray:
-    """AWQ's scales and clips, and another method on what they make."""
+def scaled(layer: Layer, to: Target) -> np.ndarray:
+    """AWQ's scales and clips, and the nearest levels."""
     h, inputs = layer.inputs.hessian, layer.inputs
     s = search_scale([layer.w], h, inputs.magnitudes / inputs.count, to).scale
-    inputs_now = calibrate.Inputs(len(s))
-    inputs_now.hessian = h / np.outer(s, s)
-    clipped = clip(layer.w * s, inputs_now.hessian, to)
-    return then(Layer(clipped, inputs_now, layer.other), to) / s
+    return rounded(clip(layer.w * s, h / np.outer(s, s), to), to) / s
+
+
+def scaled_and_fed_back(layer: Layer, to: Target, **options: object) -> np.ndarray:
+    """AWQ's scales for GPTQ, and GPTQ."""
+    h, inputs = layer.inputs.hessian, layer.inputs
+    s = search_scale(
+        [layer.w], h, inputs.magnitudes / inputs.count, to, None, costs(h, to, 0.01, "groups")
+    ).scale
+    codes, grid = gptq(layer.w * s, h / np.outer(s, s), to, **options)
+    return decode(codes, grid) / s
 
 
 def fed_back(layer: Layer, to: Target, **options: object) -> np.ndarray:
@@ -145,11 +152,11 @@ METHODS: dict[str, Callable[[Layer, Target], np.ndarray | None]] = {
     "rtn, all values": nearest,
     "rtn, least squares": least_squares,
     "hqq": half_quadratic,
-    "awq": partial(scaled, then=nearest),
+    "awq": scaled,
     "gptq": fed_back,
     "gptq, groups in order": partial(fed_back, order="groups"),
     "gptq, and two sweeps": partial(fed_back, order="groups", sweeps=2),
-    "awq+gptq": partial(scaled, then=partial(fed_back, order="groups")),
+    "awq+gptq": partial(scaled_and_fed_back, order="groups"),
     "aqlm, 2x8": additive,
 }
 

@@ -9,7 +9,9 @@ one, and the layer computes what it did. Of twenty α that one is taken which le
     ‖(W - Ŵ)X‖² = tr((W - Ŵ) H (W - Ŵ)ᵀ)
 
 least; α = 0 is plain rounding. Then each group may be clipped: of ten parts of its range, down to a half,
-that one is taken which leaves the group's own part of the output best.
+that one is taken which leaves the group's own part of the output best. Where GPTQ is to round, an error
+costs what is left of it after the other columns have made up for it (see `gptq.costs`), and nothing is
+clipped, since that would be an error from the start.
 
 Source: Lin et al., AWQ, arXiv 2306.00978, section 3 and Equations 4 and 5; the clipping from the authors'
 code.
@@ -55,6 +57,7 @@ def search_scale(
     magnitude: np.ndarray,
     target: Target,
     source: np.ndarray | None = None,
+    costs: np.ndarray | None = None,
 ) -> Scaling:
     """The best scale of the inputs that some layers share.
 
@@ -66,15 +69,16 @@ def search_scale(
     target : the grids.
     source : int (cols,), which row of the layer before makes each input, where several come of one: these
         share a scale.
+    costs : float (cols,), of errors in each column, in the place of h.
     """
-    w, h = np.concatenate(weights).astype(np.float32), h.astype(np.float64)
+    w, h = np.concatenate(weights).astype(np.float32), h.astype(np.float32)
     if source is not None:
         magnitude = (np.bincount(source, magnitude) / np.maximum(np.bincount(source), 1))[source]
     errors, scales = np.empty(GRID), []
     for i in range(GRID):
         s = scale_of(magnitude, i / GRID)
-        left = w - rounded(w * s, target) / s
-        errors[i] = np.vdot(left @ h, left)
+        left = w - rounded(w * s, target, None if costs is None else costs / s**2) / s
+        errors[i] = np.vdot(left @ h, left) if costs is None else np.einsum("ij,ij->j", left, left) @ costs
         scales.append(s)
     best = int(errors.argmin())
     return Scaling(scales[best], best / GRID, errors)
@@ -86,9 +90,9 @@ def scale_of(magnitude: np.ndarray, alpha: float) -> np.ndarray:
     return (s / np.sqrt(s.max() * s.min())).astype(np.float32)
 
 
-def rounded(w: np.ndarray, target: Target) -> np.ndarray:
+def rounded(w: np.ndarray, target: Target, importance: np.ndarray | None = None) -> np.ndarray:
     """Q(w) for w float32 (rows, cols)."""
-    grid = target.fit(w, None)
+    grid = target.fit(w, None if importance is None else importance.astype(np.float32))
     return decode(encode(w, grid), grid)
 
 

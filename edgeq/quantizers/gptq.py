@@ -106,6 +106,17 @@ def gptq(
     return descend(w, h, codes, grid, target, sweeps) if sweeps else (codes, grid)
 
 
+def costs(h: np.ndarray, target: Target, damp: float, order: str | None) -> np.ndarray:
+    """What an error in each column costs after those behind it have made up for it: 1 / U_jj², float64
+    (cols,).
+    """
+    h = damped(h, damp)
+    sequence = _sequence(np.diagonal(h), order, target.width)
+    cost = np.empty(len(h))
+    cost[sequence] = 1 / np.diagonal(inverse_root(h[np.ix_(sequence, sequence)], damp)) ** 2
+    return cost
+
+
 def round_block(
     left: np.ndarray, feedback: np.ndarray, columns: Columns, at: np.ndarray, step: float
 ) -> tuple[np.ndarray, np.ndarray]:

@@ -19,6 +19,7 @@ from ..tensor import Tensor
 from .aqlm import aqlm as aqlm_of_layer
 from .awq import clip, rounded, search_scale
 from .eetq import eetq_onto
+from .gptq import costs
 from .gptq import gptq as gptq_of_layer
 from .hqq import Solver, hqq_onto
 from .objective import error, toward
@@ -75,8 +76,11 @@ def apply(
     if unknown:
         has = ", ".join(sorted(key for keys in known.values() for key in keys))
         raise ValueError(f"{method} has no option {', '.join(sorted(unknown))}; it has {has}")
-    for name in method.lower().split("+"):
+    names = method.lower().split("+")
+    for name, then in zip(names, [*names[1:], ""], strict=True):
         own = {key: value for key, value in options.items() if key in known[name]}
+        if name == "awq":
+            own = {"feedback": then == "gptq"} | own
         plan = _method(name)(plan, calibration, progress, found, **own)
     return plan
 
@@ -172,8 +176,13 @@ def awq(
     found: Found | None = None,
     *,
     clipping: bool = True,
+    feedback: bool = False,
+    damp: float = 0.01,
 ) -> "Plan":
-    """All layers with the scales and clips that `awq.search_scale` and `awq.clip` find, not yet encoded."""
+    """All layers with the scales and clips that `awq.search_scale` and `awq.clip` find, not yet encoded.
+
+    feedback : look for scales that GPTQ rounds well, with that damping, and clip nothing; "awq+gptq" does.
+    """
     wanted, scaled = to_encode(plan), Scaled(plan)
     for linear, inputs in inputs_of(plan, calibration, progress):
         names = [name for name in linear.names if name in wanted]
@@ -188,6 +197,7 @@ def awq(
             inputs.magnitudes / inputs.count,
             to,
             source,
+            costs(inputs.hessian, to, damp, "groups") if feedback else None,
         )
         of_rows = np.ones(max(source) + 1, np.float32)
         of_rows[source] = best.scale
@@ -195,7 +205,7 @@ def awq(
         h = inputs.hessian / np.outer(best.scale, best.scale)
         for name in names:
             to, before = target(wanted[name], cols), scaled.weights(name)
-            if clipping and name.rsplit(".", 2)[1] in CLIPPED:
+            if clipping and not feedback and name.rsplit(".", 2)[1] in CLIPPED:
                 scaled.made[name] = clip(before, h, to)
             if found:
                 found(name, error(before, rounded(scaled.made[name], to), h))
