@@ -370,6 +370,12 @@ def test_what_gguf_cannot_hold_is_said(tmp_path):
     ):
         quantizers.quantize(made, tmp_path / "x.gguf", "copy")
     made = to_huggingface(source, tmp_path / "other", "int4")
+    path = made / "model.safetensors"
+    tensors = safetensors.numpy.load_file(path)
+    for name, value in tensors.items():
+        if name.endswith("scale"):
+            tensors[name] = value.astype(np.float32) * np.float32(1.0003)
+    safetensors.numpy.save_file(tensors, path)
     with pytest.raises(EdgeqError, match="no type for i4 with scales such as .* q4_0 would be off by up to"):
         quantizers.quantize(made, tmp_path / "x.gguf", "copy")
     words = ["convert", str(made), str(tmp_path / "x.gguf"), "--outtype", "nearest"]

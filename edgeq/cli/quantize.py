@@ -13,6 +13,7 @@ import click
 from ._console import note, orderly, printable, progress, show, size, table
 from ._model import TEXT_FILE, option, read_text, usage
 from ._output import SPLIT, THREADS
+from .convert import LAYOUTS
 
 if TYPE_CHECKING:
     from ..quantizers import Plan
@@ -65,6 +66,9 @@ METHOD = (
     option("--method", metavar="NAME", callback=_lower, default="rtn",
            help="Choose codes with gptq, hqq, awq, or several in turn: awq+gptq. rtn: each the nearest. "
             "aqlm, static, dynamic, smooth+static, ternary and binary write a folder and take no TYPE."),
+    option("--layout", type=click.Choice(LAYOUTS),
+            help="Whose layout integers have in a folder. Unless given: compressed-tensors; hqq for the zero "
+            "points of --method hqq, which are no integers."),
     option("--option", "method_options", multiple=True, metavar="NAME=VALUE", callback=_method_options,
             help="Of the method, such as damp=0.02."),
     option("--calibration", type=TEXT_FILE,
@@ -73,7 +77,8 @@ METHOD = (
     option("--chunks", type=click.IntRange(1), default=128, help="How many pieces of it."),
     option("-c", "--ctx-size", "ctx", type=click.IntRange(8), default=512, help="Tokens of a piece."),
     option("--report", type=click.Path(dir_okay=False, path_type=Path),
-            help="JSON file for the error of each matrix, |(W - W')X|^2 / |WX|^2, that gptq or awq leave."),
+            help="JSON file for the error of each matrix, |(W - W')X|^2 / |WX|^2; after hqq, which looks at "
+            "no X, |W - W'|^2 / |W|^2."),
 )  # fmt: skip
 
 
@@ -100,20 +105,23 @@ def command(
     seed: int,
     bits: float | None,
     report: Path | None,
+    layout: str | None,
     **options: Any,
 ) -> None:
-    """Write the model SRC to the GGUF file DST as TYPE.
+    """Write the model SRC to DST as TYPE.
 
-    SRC is a Hugging Face folder, a .gguf file, or the name of a model. Each tensor gets the type that
-    llama-quantize would give it. TYPE is one of:
+    SRC is a Hugging Face folder, a .gguf file, or the name of a model. DST is a GGUF file with most types,
+    and each tensor gets the one that llama-quantize would give it:
 
     f32, f16, bf16, q8_0, q6_k, q5_k_m, q5_k_s, q4_k_m, q4_k_s, q3_k_l, q3_k_m, q3_k_s, q2_k, iq4_nl, iq4_xs,
     q5_1, q5_0, q4_1, q4_0, tq1_0, tq2_0, mxfp4_moe, copy.
 
-    With --method aqlm DST is a Hugging Face folder, and no TYPE is needed: what is not quantized stays as it
-    is.
+    DST is a Hugging Face folder with integers: i8, i4, i3 or i2 with a scale a row, i4-g64 with one for 64
+    columns, i4-g64-asym with zero points, too. So it is with the methods aqlm, static, dynamic, ternary and
+    binary, which take no TYPE. Matrices of the layers become that; the rest stays as it is.
     """
     from .. import catalog, quantizers
+    from ..evaluate.laboratory import write
 
     folder = method.split("+")[-1] in quantizers.layerwise.FOLDERS
     if bits is None and folder and len(names) == 2:
@@ -133,6 +141,7 @@ def command(
     if dry_run:
         print_plan(plan)
         return
+    quantizers.check(plan, names[1], method, layout)
     errors: dict[str, float] = {}
     found = errors.__setitem__ if report else None
     with usage(), progress() as bar, orderly():
@@ -144,9 +153,11 @@ def command(
             "method": method,
             "errors": errors,
         }
-        report.write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
+        write(report, json.dumps(made, indent=1) + "\n")
     with progress() as bar, orderly():
-        paths = quantizers.write(plan, names[1], max_size=max_size, threads=threads, progress=bar)
+        paths = quantizers.write(
+            plan, names[1], layout=layout, max_size=max_size, threads=threads, progress=bar
+        )
     note(f"{summary(plan)}, in {time.monotonic() - start:.1f} s")
     for path in paths:
         click.echo(path)

@@ -119,8 +119,18 @@ def present(source: Source, layout: str) -> Target:
     ordered = any(t.order is not None for t in layers)
     if ordered and layout != "gptq":
         raise EdgeqError(f"{source.path}: groups are no neighbors (act-order), which only gptq can say")
+    if layout != "hqq" and any(t.parts["zero"].dtype != np.uint8 for t in layers if "zero" in t.parts):
+        raise EdgeqError(f"{source.path}: zero points are no integers, which only hqq can say")
     made = target(layout, layers[0].format, not any("zero" in t.parts for t in layers), _group(layers[0]))
-    return made._replace(scheme=made.scheme._replace(ordered=True)) if ordered else made
+    if ordered:
+        return made._replace(scheme=made.scheme._replace(ordered=True))
+    if layout == compressed_tensors.METHOD:
+        scales = [t.parts["scale"] for t in layers]
+        whole = made.group is None and all(np.ptp(s) == 0 for s in scales)
+        with np.errstate(over="ignore"):
+            short = all((s.astype(np.float16) == s).all() for s in scales)
+        return made._replace(scheme=made.scheme._replace(whole=whole, short=short))
+    return made
 
 
 def _group(tensor: Tensor) -> int | None:
@@ -213,11 +223,14 @@ def _encode(format: str, w: np.ndarray, importance: np.ndarray | None, target: T
     """`formats.quantize` with the target's groups."""
     if format in DTYPES:
         return formats.quantize(format, w)
-    if target.layout is hqq:
-        return hqq.encode(w, target.scheme)
     module = formats.get(format)
+    if target.layout is hqq:
+        grid = uniform.covering(w, module.BITS, target.scheme.group)
+        return formats.pack(format, grid_codes(w, grid), grid)
     grid = uniform.fit(w, module.BITS, symmetric=target.symmetric, per=target.group or "row")
-    if target.layout is not compressed_tensors:  # scales are float16 there, and codes are chosen for these
+    if (
+        target.layout is not compressed_tensors and target.group is None
+    ):  # scales are float16 there, and codes are chosen for these
         parts = module.parts(grid)
         grid = uniform.grid_of(
             module.BITS, parts["scale"].astype(np.float16).astype(np.float32), parts.get("zero")

@@ -45,7 +45,10 @@ class Recoding(NamedTuple):
         """Bytes of the result."""
         if self.format == self.tensor.format:
             return self.tensor.nbytes
-        return self.tensor.rows * formats.row_bytes(self.format, self.tensor.cols)
+        cols = self.tensor.cols
+        return self.tensor.rows * (
+            formats.row_bytes(self.format, cols) + formats.apart_bytes(self.format, cols)
+        )
 
 
 class Stream(NamedTuple):

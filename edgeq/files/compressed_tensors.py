@@ -19,6 +19,7 @@ codes, as early releases packed them.
 Source: compressed_tensors 0.20, compressors/pack_quantized and int_quantized.
 """
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
@@ -48,6 +49,7 @@ class Scheme(NamedTuple):
     symmetric : no zero points.
     group : columns that share a scale, or None for whole rows (or whole matrices).
     whole : one scale for a matrix is written.
+    short : scales are written as float16, which must hold them.
     inputs : what shares a scale of the inputs, which have 8 bits, or None where these are left alone.
     shifted : static inputs have zero points.
     """
@@ -56,6 +58,7 @@ class Scheme(NamedTuple):
     symmetric: bool = True
     group: int | None = None
     whole: bool = False
+    short: bool = False
     inputs: str | None = None
     shifted: bool = False
 
@@ -69,7 +72,7 @@ def scheme(format: str, symmetric: bool, group: int | None) -> Scheme:
     """The scheme of such integers; ValueError, of what there is, for others."""
     if format not in ("i2", "i3", "i4", "i8"):
         raise ValueError("2, 3, 4 or 8 bits")
-    return Scheme(int(format[1:]), symmetric, group)
+    return Scheme(int(format[1:]), symmetric, group, short=group is not None)
 
 
 def config(scheme: Scheme) -> dict[str, Any]:
@@ -216,13 +219,14 @@ def entries(
     rows, cols = shape
     base, bits, groups = name.removesuffix(".weight"), scheme.bits, cols // (scheme.group or cols)
     joined = partial(packed.part, parts, shape=(rows, groups), bits=bits)
-    if scheme.whole:
-        scale = Entry(f"{base}.weight_scale", "F32", (1,), 4, lambda: [as_bytes(joined("scale")[0])])
-    else:
-        size = 4 * rows * groups
-        scale = Entry(
-            f"{base}.weight_scale", "F32", (rows, groups), size, lambda: [as_bytes(joined("scale"))]
-        )
+    kind = np.dtype("<f2" if scheme.short else "<f4")
+    stored = (1,) if scheme.whole else (rows, groups)
+
+    def scales() -> list[np.ndarray]:
+        return [as_bytes(joined("scale")[: stored[0]].astype(kind))]
+
+    size = math.prod(stored) * kind.itemsize
+    scale = Entry(f"{base}.weight_scale", f"F{8 * kind.itemsize}", stored, size, scales)
     if bits == 8:
         made = [Entry(name, "I8", shape, rows * cols, codes), scale]
         zeros = ("I8", (rows, groups), rows * groups)

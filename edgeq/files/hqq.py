@@ -147,19 +147,6 @@ def _unpack(layer: Layer, packing: str, shape: tuple[int, int]) -> np.ndarray:
     return np.concatenate(parts)[: shape[0]]
 
 
-def encode(w: np.ndarray, scheme: Scheme) -> Tensor:
-    """Weights float32 (rows, cols) rounded to grids that cover all values, zero points where these begin."""
-    x, last = w.reshape(len(w), -1, scheme.group), np.float32(2**scheme.bits - 1)
-    low, high = x.min(axis=2), x.max(axis=2)
-    scale = ((high - low) / last).astype(np.float16).astype(np.float32)
-    # of weights that are all alike: one code, and their value from the zero point
-    scale = np.where(scale > 0, scale, 1)
-    zero = (-low / scale).astype(np.float16).astype(np.float32)
-    codes = np.clip(np.rint(x / scale[:, :, None] + zero[:, :, None]), 0, last).astype(np.uint8)
-    data = packed.pack(codes.reshape(w.shape), scheme.bits) ^ np.uint8(128 if scheme.bits == 8 else 0)
-    return Tensor("", f"i{scheme.bits}", w.shape, data.reshape(-1), {"scale": scale, "zero": zero})
-
-
 def entries(
     tensor: Tensor,
     scheme: Scheme,

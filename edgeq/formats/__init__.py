@@ -14,6 +14,8 @@ A module states its layout in its docstring and holds
 A float format's codes are its values, and its grid is None. Where scales are kept apart, fit takes whole rows
 and `parts(grid)` gives the arrays.
 
+Integers have names for what their fit makes, too, ``"i4-g64-asym"``: see `uniform`.
+
 Vector codebooks are the one other family, `VECTORS`: a group of weights is one of many vectors, and the
 module has `dequantize`, `take` and PARTS, but no grid.
 
@@ -24,12 +26,13 @@ codes in another way needs only replace the second.
 import importlib
 import pkgutil
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 
+from .. import uniform
 from ..grid import Grid, decode, encode
 from ..tensor import Tensor
 
@@ -43,11 +46,17 @@ def names() -> tuple[str, ...]:
     return tuple(sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name not in VECTORS))
 
 
+@cache
 def get(name: str) -> ModuleType:
-    """The module of a format."""
-    if name not in names() and name not in VECTORS:
+    """The module of a format; where the name says more, with a `fit` that does so."""
+    if name in names() or name in VECTORS:
+        return importlib.import_module(f"{__name__}.{name}")
+    if (kind := uniform.kind(name)) is None:
         raise ValueError(f"unknown format {name!r}; edgeq has {', '.join(names())}")
-    return importlib.import_module(f"{__name__}.{name}")
+    module = get(kind.format)
+    bound = ModuleType(name)
+    vars(bound).update(vars(module), fit=partial(module.fit, **kind.options), KIND=kind)
+    return bound
 
 
 @cache
@@ -62,6 +71,13 @@ def row_bytes(name: str, cols: int) -> int:
     if cols % module.BLOCK:
         raise ValueError(f"{cols} columns, {name} needs a multiple of {module.BLOCK}")
     return cols // module.BLOCK * module.BYTES
+
+
+def apart_bytes(name: str, cols: int) -> int:
+    """Bytes that are kept apart from the codes of a row, as far as the name says how many."""
+    kind = getattr(get(name), "KIND", None)
+    groups = cols // kind.group if kind and kind.group else 0
+    return groups * (2 if not kind or kind.symmetric else 3)
 
 
 def unpack(tensor: Tensor, start: int = 0, stop: int | None = None) -> tuple[np.ndarray, Grid | None]:
@@ -88,7 +104,7 @@ def pack(name: str, codes: np.ndarray, grid: Grid | None) -> Tensor:
         raise ValueError(
             f"the grid is not as {name} stores it: its blocks would have {blocks.shape[1]} bytes"
         )
-    return Tensor("", name, (rows, cols), blocks.reshape(-1), apart)
+    return Tensor("", _stored(name), (rows, cols), blocks.reshape(-1), apart)
 
 
 def fit(name: str, w: np.ndarray, importance: np.ndarray | None = None, **options: Any) -> Grid | None:
@@ -107,6 +123,11 @@ def fit(name: str, w: np.ndarray, importance: np.ndarray | None = None, **option
 def _width(module: ModuleType, cols: int) -> int:
     """Columns of what a module takes for a row: a block, or a whole row where scales are kept apart."""
     return cols if parts(module) else module.BLOCK
+
+
+def _stored(name: str) -> str:
+    """The format of tensors that are encoded as a name says."""
+    return name.partition("-")[0]
 
 
 def of_rows(grid: Grid | None, rows: int) -> Grid | None:
@@ -199,4 +220,4 @@ def quantize(
         blocks = module.pack(codes.reshape(-1, module.BLOCK), grid)
         data[start : start + step] = blocks.reshape(-1, data.shape[1])
         apart = module.parts(grid) if parts(module) else apart
-    return Tensor("", name, w.shape, data.reshape(-1), apart)
+    return Tensor("", _stored(name), w.shape, data.reshape(-1), apart)

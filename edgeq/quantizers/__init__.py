@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, Unpack
 
 import numpy as np
 
-from .. import catalog, formats, kernels
+from .. import catalog, formats, kernels, uniform
 from ..convert import exact, huggingface
 from ..convert.source import Source, open_source, order
 from ..convert.stream import Encode, Recoding, streams
@@ -69,20 +69,24 @@ def quantize(
     method: str = "rtn",
     method_options: Mapping[str, Any] | None = None,
     calibration: Calibration | None = None,
+    layout: str | None = None,
     threads: int | None = None,
     max_size: int | None = None,
     progress: Progress | None = None,
     **options: Unpack[Options],
 ) -> list[Path]:
-    """Write a model as a GGUF file of another type, as llama-quantize does, or by an algorithm.
+    """Write a model as a file of another type, as llama-quantize does, or by an algorithm.
 
     Parameters
     ----------
     src : a Hugging Face folder, a GGUF file, or a name of the catalog.
     dst : the GGUF file, or folder; it appears whole or not at all.
-    type : ``"q4_k_m"``, or another name in ``quantizers.mix.MIXES``; ``"copy"`` keeps all types.
+    type : ``"q4_k_m"``, or another name in ``quantizers.mix.MIXES``; ``"copy"`` keeps all types. Integers,
+        such as ``"i4-g64-asym"`` (see `uniform`), for the layers of a Hugging Face folder.
     method : "gptq", "hqq", "awq", or several in turn: "awq+gptq"; "rtn" chooses each code by itself. "aqlm",
         "static", "dynamic", "ternary" and "binary" write a Hugging Face folder, of a type "copy".
+    layout : of integers in a folder, see `convert.huggingface.to_huggingface`. None takes hqq for zero points
+        that are no integers, which that method makes, else compressed-tensors.
     method_options : keyword arguments of the method, see ``quantizers.layerwise``.
     calibration : the text that methods look at; None lets the model make one up.
     threads : threads that compute; None takes one for each core.
@@ -100,9 +104,10 @@ def quantize(
     EdgeqError : when the source is quantized and nobody allowed that, or the disk is full.
     """
     made = plan(catalog.resolve(src, progress), type, **options)
+    check(made, dst, method, layout)
     look = (calibration or Calibration())._replace(threads=threads)
     made = layerwise.apply(method, made, look, progress, **(method_options or {}))
-    return write(made, dst, threads=threads, max_size=max_size, progress=progress)
+    return write(made, dst, layout=layout, threads=threads, max_size=max_size, progress=progress)
 
 
 def plan(
@@ -132,8 +137,13 @@ def plan(
         types = {key: source.tensors[key].format for key in sorted(source.tensors, key=order)}
     elif name in mix.MIXES:
         types = mix.plan(source.meta, source.tensors, name, imatrix=weights is not None, **options)
+    elif kind := uniform.kind(name):
+        if given := [key for key, value in {**options, "imatrix": imatrix}.items() if value]:
+            raise ValueError(f"{name} is for all layers of a folder, without {', '.join(given)}")
+        types = integers.types(source, kind, name)
     else:
-        raise ValueError(f"unknown type {type!r}; edgeq has {', '.join([*mix.MIXES, 'copy', 'nearest'])}")
+        names = [*mix.MIXES, "copy", "nearest", "i8", "i4-g64", "i4-g64-asym and other integers"]
+        raise ValueError(f"unknown type {type!r}; edgeq has {', '.join(names)}")
     recodings = []
     for key, format in types.items():
         tensor = source.tensors[key]
@@ -181,10 +191,41 @@ def automatic(
     return plan(src, most, **chosen)
 
 
+def check(plan: Plan, dst: str | os.PathLike, method: str = "rtn", layout: str | None = None) -> None:
+    """EdgeqError, before any time is spent, if what a method makes of a plan cannot be written there."""
+    last = method.lower().rpartition("+")[2]
+    kind = last if last in layerwise.FOLDERS else None
+    for r in plan.recodings:
+        kind = kind or (r.format if formats.parts(formats.get(r.format)) else None)
+    if kind is None:
+        if layout:
+            raise EdgeqError(f"the layout {layout} is for integers in folders, such as i4-g64")
+        return
+    if Path(dst).suffix == ".gguf":
+        raise EdgeqError(f"GGUF files have no type for {kind}: name a folder instead of {dst}")
+    for r in plan.recodings:
+        if r.format in mix.FLOATS or formats.parts(formats.get(r.format)):
+            continue
+        if r.format == r.tensor.format:
+            raise EdgeqError(
+                f"{plan.source}: tensor {r.tensor.name} is {r.format} already, and would lose a second time. "
+                "Start from the original"
+            )
+        raise EdgeqError(
+            f"tensor {r.tensor.name} would be {r.format}: beside {kind}, which no GGUF file holds, other "
+            "weights stay as they are, floats. Take the type copy"
+        )
+    if layout and (named := integers.wanted(plan)):
+        huggingface.target(layout, named.format, named.symmetric, named.group)
+        if last == "hqq" != layout:
+            raise EdgeqError(f"hqq makes zero points that are no integers, which {layout} does not hold")
+
+
 def write(
     plan: Plan,
     dst: str | os.PathLike,
     *,
+    layout: str | None = None,
     threads: int | None = None,
     max_size: int | None = None,
     progress: Progress | None = None,
@@ -193,8 +234,9 @@ def write(
     dst = Path(dst)
     if dst.exists() and dst.samefile(plan.source):
         raise EdgeqError(f"{dst} is the model that is read. Name another file")
+    check(plan, dst, layout=layout)
     if any(formats.parts(formats.get(r.format)) for r in plan.recodings):
-        return [_write_folder(plan, dst, threads=threads, max_size=max_size, progress=progress)]
+        return [_write_folder(plan, dst, layout, threads=threads, max_size=max_size, progress=progress)]
     with streams(plan.recodings, threads or kernels.cores(), plan.source, _encoder(plan)) as made:
         entries = [
             Entry(r.tensor.name, formats.get(r.format).GGML, r.tensor.shape, r.nbytes, pieces)
@@ -219,28 +261,20 @@ def _held(source: Source, *, exactly: bool) -> Source:
     return source._replace(tensors=tensors)
 
 
-def _write_folder(plan: Plan, dst: Path, **options: Any) -> Path:
+def _write_folder(plan: Plan, dst: Path, layout: str | None, **options: Any) -> Path:
     """Carry out a plan with tensors that no GGUF file holds, as a Hugging Face folder; the others are floats
     and stay as they are.
     """
-    made = [r.tensor for r in plan.recodings if r.tensor.parts]
-    kind = made[0].format if made else "one of a folder's own types"
-    if dst.suffix == ".gguf":
-        raise EdgeqError(f"GGUF files have no type for {kind}: name a folder instead of {dst}")
-    for r in plan.recodings:
-        if r.format != r.tensor.format or not (r.tensor.parts or r.format in mix.FLOATS):
-            raise EdgeqError(
-                f"tensor {r.tensor.name} would be {r.format}: beside {kind}, which no GGUF file holds, other "
-                "weights stay as they are, floats. Take the type copy"
-            )
     source = Source(
         plan.source,
         plan.meta,
         {r.tensor.name: r.tensor for r in plan.recodings},
         {r.tensor.name: r.rows for r in plan.recodings if r.rows is not None},
     )
-    target = None if kind in formats.VECTORS else integers.target(made)
-    return huggingface.write(source, dst, "auto", target, **options)
+    vectors = any(r.format in formats.VECTORS for r in plan.recodings)
+    return huggingface.write(
+        source, dst, "auto", None if vectors else integers.target(plan, layout), **options
+    )
 
 
 def _encoder(plan: Plan) -> Encode:
@@ -277,7 +311,7 @@ def _importance(weights: Imatrix, tensor: Tensor) -> np.ndarray | None:
 def _metadata(source: Source, name: str, types: Mapping[str, str], weights: Imatrix | None) -> dict[str, Any]:
     """The source's keys, and what was made of it."""
     meta = {key: value for key, value in source.meta.items() if key not in (QUANTIZATION, FILE_TYPE)}
-    if name in ("copy", "nearest"):
+    if name not in mix.MIXES:
         sizes: Counter[str] = Counter()
         for key, format in types.items():
             sizes[format] += source.tensors[key].nbytes

@@ -24,7 +24,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .. import formats, search
+from .. import formats, search, uniform
 from ..grid import Grid, encode, inverse, nearest
 from ..search import Space
 
@@ -77,13 +77,24 @@ def ungrouped(x: np.ndarray, shape: tuple[int, ...], axis: int) -> np.ndarray:
     return (x if axis else x.T).reshape(shape)
 
 
-def hqq_onto(format: str, w: np.ndarray, *, solver: Solver = AUTHORS) -> tuple[np.ndarray, Grid]:
-    """Codes uint8 (rows, cols) and grid of weights float32 (rows, cols), in a GGUF type that has offsets."""
+def has_offsets(format: str) -> bool:
+    """Whether a type's grids have offsets, which are all that HQQ chooses."""
     module = formats.get(format)
+    if kind := getattr(module, "KIND", None):
+        return not kind.symmetric
     space: Space | None = getattr(module, "SPACE", None)
-    if space is None or not space.offset:
+    return space is not None and space.offset
+
+
+def hqq_onto(format: str, w: np.ndarray, *, solver: Solver = AUTHORS) -> tuple[np.ndarray, Grid]:
+    """Codes uint8 (rows, cols) and grid of weights float32 (rows, cols), in a type that has offsets."""
+    if not has_offsets(format):
         raise ValueError(f"{format} has no offsets, which are all that HQQ chooses")
+    module = formats.get(format)
     formats.row_bytes(format, w.shape[1])
+    if formats.parts(module):
+        return _integers(module.KIND, _finite(w), solver)
+    space = module.SPACE
     x, groups = w.reshape(-1, space.group), module.BLOCK // space.group
     formats.checked(module, w)
     low, high = x.min(axis=1), x.max(axis=1)
@@ -105,6 +116,21 @@ def hqq_onto(format: str, w: np.ndarray, *, solver: Solver = AUTHORS) -> tuple[n
         found = [unit, offset_unit, s, m]
     grid = formats.of_rows(search.grid_of([v.reshape(-1, groups) for v in found], space), len(w))
     assert grid is not None
+    return encode(w, grid), grid
+
+
+def _integers(kind: uniform.Kind, w: np.ndarray, solver: Solver) -> tuple[np.ndarray, Grid]:
+    """Codes uint8 (rows, cols) and grid of weights float32 (rows, cols), whose zero points are float16."""
+    group = kind.group or w.shape[1]
+    first = uniform.covering(w, kind.bits, group)
+    scale, offset = first.scale.astype(np.float32).reshape(-1), first.offset.reshape(-1)
+    shift = 128 if kind.bits == 8 else 0  # of signed levels
+
+    def stored(offset: np.ndarray) -> np.ndarray:
+        return scale * (shift - search.half(shift - offset / scale))
+
+    best = solve(w.reshape(-1, group), scale, offset, first.levels, 1, stored, solver)
+    grid = first._replace(offset=best.reshape(first.scale.shape))
     return encode(w, grid), grid
 
 

@@ -1,16 +1,17 @@
-"""Integer layers: what the methods share whose result is a folder in compressed-tensors, which GGUF files
-cannot hold: integers with a scale for a row or a matrix, and word of how inputs are rounded.
+"""Integer layers, stored in Hugging Face folders: GGUF files have no place for integers with a scale for a
+row, or for any group of columns, and no word of how inputs are rounded.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .. import calibrate, formats
+from .. import calibrate, formats, uniform
 from ..convert import huggingface
+from ..convert.source import Source, order
 from ..errors import EdgeqError
-from ..files import compressed_tensors
+from ..files import compressed_tensors, hqq
 from ..observers import Observer
 from ..tensor import Tensor
 from . import layerwise
@@ -46,10 +47,35 @@ def observe(
     return calibrate.observe(model, windows, make, progress=progress)
 
 
-def target(made: Sequence[Tensor]) -> huggingface.Target:
-    """How compressed-tensors stores such integers, all of one kind."""
-    first, groups = made[0], {t.cols // t.parts["scale"].shape[1] for t in made}
-    group = None if groups == {t.cols for t in made} else groups.pop()
-    found = huggingface.target(compressed_tensors.METHOD, first.format, "zero" not in first.parts, group)
-    whole = all(np.ptp(t.parts["scale"]) == 0 for t in made)
-    return found._replace(scheme=found.scheme._replace(whole=whole))
+def types(source: Source, kind: uniform.Kind, name: str) -> dict[str, str]:
+    """The type of each tensor where matrices of the layers are such integers; the others are floats."""
+    made = {}
+    for key in sorted(source.tensors, key=order):
+        tensor = source.tensors[key]
+        made[key] = tensor.format if tensor.format in FLOATS else "f16"
+        if key.startswith("blk.") and len(tensor.shape) == 2:
+            if tensor.cols % (kind.group or 32):
+                raise EdgeqError(
+                    f"{source.path}: tensor {key} has {tensor.cols} columns, which are no whole groups of "
+                    f"{kind.group or 32}. Take groups that divide them: {kind.format}-g32"
+                )
+            made[key] = name
+    return made
+
+
+def wanted(plan: "Plan") -> uniform.Kind | None:
+    """The integers that are yet to be encoded."""
+    kinds = (uniform.kind(r.format) for r in plan.recodings if r.format != r.tensor.format)
+    return next(filter(None, kinds), None)
+
+
+def target(plan: "Plan", layout: str | None) -> huggingface.Target:
+    """How a folder will store the integers of a plan, encoded already or not."""
+    if kind := wanted(plan):
+        return huggingface.target(
+            layout or compressed_tensors.METHOD, kind.format, kind.symmetric, kind.group
+        )
+    tensors = {r.tensor.name: r.tensor for r in plan.recodings}
+    floating = any(t.parts["zero"].dtype != np.uint8 for t in tensors.values() if "zero" in t.parts)
+    layout = layout or (hqq.METHOD if floating else compressed_tensors.METHOD)
+    return huggingface.present(Source(plan.source, plan.meta, tensors, {}), layout)

@@ -21,8 +21,8 @@ from .awq import clip, rounded, search_scale
 from .eetq import eetq_onto
 from .gptq import costs
 from .gptq import gptq as gptq_of_layer
-from .hqq import Solver, hqq_onto
-from .objective import error, toward
+from .hqq import Solver, has_offsets, hqq_onto
+from .objective import error, of_weights, toward
 from .target import target
 
 if TYPE_CHECKING:
@@ -68,8 +68,8 @@ def apply(
 ) -> "Plan":
     """The plan after a method, or after several, ``"awq+gptq"``; each takes those options that it has.
 
-    found : called with the name of each matrix that was encoded, and its ‖(W - Ŵ)X‖² / ‖WX‖², where the
-        method knows X.
+    found : called with the name of each matrix that was encoded, and its ‖(W - Ŵ)X‖² / ‖WX‖²; by hqq, which
+        looks at no X, with ‖W - Ŵ‖² / ‖W‖².
     """
     known = check(method)
     unknown = set(options) - {key for keys in known.values() for key in keys}
@@ -159,11 +159,17 @@ def hqq(
     rounds: int = 20,
 ) -> "Plan":
     """All matrices of formats with offsets as `hqq.hqq_onto` encodes them; the others as ever."""
-    wanted, made = to_encode(plan), {}
-    todo = {k: f for k, f in wanted.items() if (s := getattr(formats.get(f), "SPACE", None)) and s.offset}
+    made: dict[str, Tensor] = {}
+    todo = {name: format for name, format in to_encode(plan).items() if has_offsets(format)}
+    if not todo:
+        raise ValueError(
+            "no matrix gets a type with offsets, which are all that hqq chooses: take q4_1, i4-g64-asym"
+        )
     for done, (name, w) in enumerate(_weights(plan, todo)):
         codes, grid = hqq_onto(todo[name], w, solver=Solver(p, beta, kappa, rounds))
         made[name] = formats.pack(todo[name], codes, grid)._replace(name=name)
+        if found:
+            found(name, of_weights(w, formats.dequantize(made[name])))
         if progress:
             progress("matrices", done + 1, len(todo))
     return put(plan, made)
@@ -319,7 +325,7 @@ def to_encode(plan: "Plan", *, everywhere: bool = False) -> dict[str, str]:
         for r in plan.recodings
         if (everywhere or r.tensor.name.startswith("blk."))
         and r.format != r.tensor.format
-        and formats.get(r.format).BLOCK > 1
+        and (formats.get(r.format).BLOCK > 1 or formats.parts(formats.get(r.format)))
         and len(r.tensor.shape) == 2
     }
 

@@ -16,6 +16,13 @@ def error(w: np.ndarray, coded: np.ndarray, h: np.ndarray) -> float:
     return float(np.vdot(left @ h, left) / np.vdot(w @ h, w))
 
 
+def of_weights(w: np.ndarray, coded: np.ndarray) -> float:
+    """‖W - Ŵ‖² / ‖W‖², which is that error where inputs are alike and independent."""
+    w = w.astype(np.float64)
+    left = w - coded
+    return float(np.vdot(left, left) / np.vdot(w, w))
+
+
 def damped(h: np.ndarray, damp: float) -> np.ndarray:
     """H float64 with `damp` times the mean of its diagonal added to it.
 

@@ -45,7 +45,8 @@ def target(format: str, cols: int, *, compiled: bool = True, **options: Any) -> 
     if module.BLOCK == 1 and not formats.parts(module):
         raise ValueError(f"{format} has no grid that weights could be put on")
     if formats.parts(module):
-        per = options.get("per", "row")
+        kind = getattr(module, "KIND", None)
+        per = options.get("per", kind.group or "row" if kind else "row")
         if cols % (width := cols if isinstance(per, str) else per):
             raise ValueError(f"{cols} columns are no whole groups of {width}")
         return Target(format, width, partial(_fit_apart, module.fit, options), compiled)
