@@ -6,6 +6,7 @@ from functools import cache
 import numpy as np
 
 from .. import formats
+from ..grid import inverse
 from ..inputs import Inputs
 from ..tensor import Tensor
 from . import (
@@ -15,6 +16,7 @@ from . import (
     codebooks,
     elementwise,
     jit,
+    lowrank,
     matmul,
     matmul_amx,
     pool,
@@ -239,6 +241,18 @@ def add(x: np.ndarray, y: np.ndarray, rows: int | None = None) -> np.ndarray:
     out = scratch.empty((len(x) if rows is None else rows, y.shape[1]))
     elementwise.add(pool.state(), x, y, out)
     return out
+
+
+def low_rank(a: np.ndarray, b: np.ndarray) -> lowrank.LowRank:
+    """f(x, y) = y + x aᵀ bᵀ, of a float32 (r, cols) and b float32 (rows, r); y may be overwritten."""
+    tall = np.sqrt(np.abs(b).max(axis=0) * inverse(np.abs(a).max(axis=1)))[:, None]
+    matrices = []
+    for w in (a * tall, b * inverse(tall).T):  # equally tall: then float16 holds both
+        w = np.ascontiguousarray(w, np.float16 if simd.PATH.half else np.float32)
+        matrices.append(Tensor("", f"f{8 * w.itemsize}", w.shape, w.reshape(-1).view(np.uint8)))
+    pair = lowrank.LowRank(*(linear([t]) for t in matrices), add)
+    WANTED.add(pair.one)
+    return pair
 
 
 def attention(qkv: np.ndarray, caches: Sequence[KVCache], layer: int, heads: Heads) -> np.ndarray:

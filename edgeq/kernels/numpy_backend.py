@@ -110,6 +110,11 @@ def add(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return x + y
 
 
+def low_rank(a: np.ndarray, b: np.ndarray) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+    """f(x, y) = y + x aᵀ bᵀ, of a float32 (r, cols) and b float32 (rows, r); y may be overwritten."""
+    return lambda x, y: y + x @ a.T @ b.T
+
+
 def silu(x: np.ndarray) -> np.ndarray:
     """x * sigmoid(x)."""
     return x / (1 + np.exp(np.minimum(-x, 88)))  # e**88 is the last that float32 holds

@@ -14,7 +14,6 @@ import numpy as np
 
 from .. import arch
 from ..arch import Model
-from ..tensor import Tensor
 from .adapter import check, read
 from .lora import Adapter
 
@@ -35,8 +34,8 @@ class Adapted:
     def __init__(self, linear: Any, ops: Any, adapters: Sequence[Scaled]) -> None:
         self.linear, self.ops = linear, ops
         self.names, self.shapes = linear.names, linear.shapes
-        rows, cols = sum(shape[0] for shape in self.shapes), self.shapes[0][1]
-        inputs, outputs = [np.zeros((0, cols), np.float32)], [np.zeros((rows, 0), np.float32)]
+        rows = sum(shape[0] for shape in self.shapes)
+        inputs, outputs = [], []
         start, shift = 0, np.zeros(rows, np.float32)
         for name, (height, _) in zip(self.names, self.shapes, strict=True):
             at = slice(start, start := start + height)
@@ -51,18 +50,17 @@ class Adapted:
                 if bias in adapter.biases:
                     change = adapter.biases[bias] - np.reshape(linear.bias, -1)[at]
                     shift[at] += np.float32(factor) * change
-        if len(inputs) == 1:  # biases alone
-            inputs, outputs = [np.zeros((1, cols), np.float32)], [np.zeros((rows, 1), np.float32)]
-        self.down = ops.linear([tensor(np.concatenate(inputs))])
-        self.up = ops.linear([tensor(np.concatenate(outputs, axis=1))], shift if shift.any() else None)
+        self.pairs = self.shift = None
+        if inputs:
+            self.pairs = ops.low_rank(np.concatenate(inputs), np.concatenate(outputs, axis=1))
+        if shift.any():
+            self.shift = shift[None]
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
-        return self.ops.add(self.linear(x), self.up(self.down(x)))
-
-
-def tensor(w: np.ndarray) -> Tensor:
-    """A float32 matrix as backends take it."""
-    return Tensor("adapter", "f32", w.shape, np.ascontiguousarray(w).reshape(-1).view(np.uint8))
+        y = self.linear(x)
+        if self.shift is not None:
+            y = self.ops.add(y, self.shift)
+        return y if self.pairs is None else self.pairs(x, y)
 
 
 def places(model: Model) -> Iterator[tuple[Any, str, Any]]:
