@@ -70,7 +70,9 @@ def choose(b: np.ndarray, scale: np.ndarray, of: Tables, codes: np.ndarray, beam
         gains = gain(held, others)[:, :, None] + own[:, None, here]
         for k in others:
             gains -= doubled[:, :, None] * of.pairs[held[:, :, k] + first[k], here]
-        best = np.argsort(-gains.reshape(len(b), -1), axis=1, kind="stable")[:, :beam]
+        room = beam if m + 1 < count else 1  # of the last codebook's choices only the best is asked for
+        best = np.argsort(-gains.reshape(len(b), -1), axis=1, kind="stable")[:, :room]
+        best.sort(axis=1)
         held = held[n[:, None], best // size]
         held[:, :, m] = best % size
     better = gain(held, everything)[:, 0] > before

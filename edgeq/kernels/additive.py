@@ -7,6 +7,7 @@ on how many there are.
 from collections.abc import Callable
 
 import numpy as np
+from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
 
@@ -21,29 +22,59 @@ UNITS_A_THREAD = 4
 
 
 @intrinsic
-def above(typing, tile, value):
-    """Sixteen bits: which lanes are above a number."""
+def reaching(typing, tile, value):
+    """Sixteen bits: which lanes are a number or more."""
 
     def code(context, builder, sig, args):
         (v,) = _vectors(builder, args[0])
-        mask = builder.fcmp_ordered(">", v, _splat(builder, args[1]))
+        mask = builder.fcmp_ordered(">=", v, _splat(builder, args[1]))
         return builder.zext(builder.bitcast(mask, I16), I64)
 
     return types.int64(tile, types.float32), code
 
 
+@intrinsic
+def ones(typing, bits):
+    """How many bits are set."""
+    return types.int64(types.int64), lambda context, builder, sig, args: builder.ctpop(args[0])
+
+
+@intrinsic
+def lowest(typing, bits):
+    """Which is the first bit that is set, of some that are."""
+    return types.int64(types.int64), lambda context, builder, sig, args: builder.cttz(
+        args[0], ir.IntType(1)(1)
+    )
+
+
+@njit(nogil=True, fastmath={"nnan", "nsz"})
+def ends(tries, count):
+    """The lowest and the highest of the first."""
+    low, high = tries[0], tries[0]
+    for i in range(count):
+        low, high = min(low, tries[i]), max(high, tries[i])
+    return low, high
+
+
 @njit(nogil=True)
-def insert(gains, picks, count, gain, hypothesis, code):
-    """Put a candidate in its place among the best: gains f32 (beam,), falling, of which `count` are there;
-    picks i8 (beam, 2). Returns how many are there then.
+def worst_of_best(tries, count, room):
+    """Of the `room` best of `count` tries, by bisection: what all of them reach, a number as near to it as
+    there is that fewer reach, and how many do not.
     """
-    count = min(count + 1, len(gains))
-    i = count - 1
-    while i > 0 and gains[i - 1] < gain:
-        gains[i], picks[i, 0], picks[i, 1] = gains[i - 1], picks[i - 1, 0], picks[i - 1, 1]
-        i -= 1
-    gains[i], picks[i, 0], picks[i, 1] = gain, hypothesis, code
-    return count
+    (low, middle), high, above = ends(tries, count), np.float32(np.inf), 0
+    while True:  # enough reach low, and too few, `above`, reach high
+        found = 0
+        for i in range(0, count, LANES):
+            found += ones(reaching(simd.load(tries, i), middle))
+        if found == room:
+            return middle, middle, 0
+        if found > room:
+            low = middle
+        else:
+            high, above = middle, found
+        middle = (low + high) / np.float32(2)
+        if not low < middle < high:
+            return low, high, room - above
 
 
 @njit(nogil=True)
@@ -61,12 +92,48 @@ def gain_of(own, pairs, doubled, codes, row, size, left_out):
 
 
 @njit(nogil=True)
-def choose_unit(unit, units, b, scale, books, squares, pairs, codes, owns, helds, gains_, picks_):
+def try_all(own, pairs, doubled, codes, row, size, m, tries, at):
+    """Write to tries, from `at` on, what the codes of a row gain with each row of codebook m in their sum."""
+    rest, less = simd.splat(gain_of(own, pairs, doubled, codes, row, size, m)), simd.splat(-doubled)
+    for c in range(0, size, LANES):
+        simd.store(tries, at + c, 0, simd.add(simd.load(own, m * size + c), rest))
+    for k in range(codes.shape[1]):
+        if k != m:
+            pair = (k * size + codes[row, k]) * pairs.shape[1] + m * size
+            for c in range(0, size, LANES):
+                v = simd.fma(simd.load(tries, at + c), simd.load(pairs, pair + c), less)
+                simd.store(tries, at + c, 0, v)
+
+
+@njit(nogil=True)
+def keep_best(tries, hypotheses, size, m, old, new):
+    """Write to new i4 (beam, codebooks) the best of the old choices with each row of codebook m: of
+    tries f32 (hypotheses * size,). Returns how many there are.
+    """
+    worst, better, others = worst_of_best(tries, hypotheses * size, len(new))
+    found = 0
+    for i in range(0, hypotheses * size, LANES):
+        bits = reaching(simd.load(tries, i), worst)
+        while bits:
+            at = i + lowest(bits)
+            bits &= bits - 1
+            if tries[at] < better:
+                others -= 1
+                if others < 0:
+                    continue
+            for k in range(new.shape[1]):
+                new[found, k] = old[at // size, k]
+            new[found, m] = at % size
+            found += 1
+    return found
+
+
+@njit(nogil=True)
+def choose_unit(unit, units, b, scale, books, squares, pairs, codes, owns, helds, all_tries):
     """The rows of a unit."""
-    count, width, entries = codes.shape[1], b.shape[1], books.shape[1]
-    size = entries // count
-    own, gains, picks, beam = owns[unit], gains_[unit], picks_[unit], helds.shape[2]
-    lanes = np.empty(LANES, np.float32)
+    last, width, entries = codes.shape[1] - 1, b.shape[1], books.shape[1]
+    size = entries // codes.shape[1]
+    own, tries = owns[unit], all_tries[unit]
     first, stop = matmul.share(unit, units, len(b))
     for row in range(first, stop):
         s = scale[row]
@@ -78,46 +145,38 @@ def choose_unit(unit, units, b, scale, books, squares, pairs, codes, owns, helds
                 v = simd.fma(v, simd.load(books, i * entries + e), x)
             simd.store(own, e, 0, v)
         old, new, hypotheses = helds[unit, 0], helds[unit, 1], 1
-        for m in range(count):
+        for m in range(last + 1):
             old[0, m] = codes[row, m]
-        for m in range(count):
-            found, least = 0, np.float32(-np.inf)
+        for m in range(last):
             for h in range(hypotheses):
-                rest = simd.splat(gain_of(own, pairs, doubled, old, h, size, m))
-                for c in range(0, size, LANES):
-                    v = simd.add(simd.load(own, m * size + c), rest)
-                    for k in range(count):
-                        if k != m:
-                            at = (k * size + old[h, k]) * entries + m * size + c
-                            v = simd.fma(v, simd.load(pairs, at), simd.splat(-doubled))
-                    better = above(v, least)
-                    if better:
-                        simd.store(lanes, 0, 0, v)
-                        for i in range(LANES):
-                            if better >> i & 1 and lanes[i] > least:
-                                found = insert(gains, picks, found, lanes[i], h, c + i)
-                                if found == beam:
-                                    least = gains[beam - 1]
-            for i in range(found):
-                for k in range(count):
-                    new[i, k] = old[picks[i, 0], k]
-                new[i, m] = picks[i, 1]
-            old, new, hypotheses = new, old, found
-        before = gain_of(own, pairs, doubled, codes, row, size, -1)
-        if gain_of(own, pairs, doubled, old, 0, size, -1) > before:
-            for m in range(count):
-                codes[row, m] = old[0, m]
+                try_all(own, pairs, doubled, old, h, size, m, tries, h * size)
+            hypotheses = keep_best(tries, hypotheses, size, m, old, new)
+            old, new = new, old
+        best, choice, code = gain_of(own, pairs, doubled, codes, row, size, -1), -1, 0
+        for h in range(hypotheses):
+            try_all(own, pairs, doubled, old, h, size, last, tries, 0)
+            for c in range(0, size, LANES):
+                bits = reaching(simd.load(tries, c), best)
+                while bits:
+                    i = c + lowest(bits)
+                    bits &= bits - 1
+                    if tries[i] > best:
+                        best, choice, code = tries[i], h, i
+        if choice >= 0:
+            for m in range(last):
+                codes[row, m] = old[choice, m]
+            codes[row, last] = code
 
 
 @kernel(
     "void(i8[::1], i8, f4[:, ::1], f4[::1], f4[:, ::1], f4[::1], f4[:, ::1], i4[:, ::1], "
-    "f4[:, ::1], i4[:, :, :, ::1], f4[:, ::1], i8[:, :, ::1])"
+    "f4[:, ::1], i4[:, :, :, ::1], f4[:, ::1])"
 )
-def choose_rows(state, units, b, scale, books, squares, pairs, codes, owns, helds, gains, picks):
+def choose_rows(state, units, b, scale, books, squares, pairs, codes, owns, helds, tries):
     """`additive.choose`, of rows in that many units, with room for each: owns (units, entries), helds (units,
-    2, beam, codebooks), gains (units, beam), picks (units, beam, 2).
+    2, beam, codebooks), tries (units, beam * size).
     """
-    arguments = units, b, scale, books, squares, pairs, codes, owns, helds, gains, picks
+    arguments = units, b, scale, books, squares, pairs, codes, owns, helds, tries
     pool.run(state, units, pool.job(choose_unit, arguments))
 
 
@@ -129,8 +188,8 @@ def choose(
     units, count = min(len(b), int(UNITS_A_THREAD * state[pool.THREADS])), codes.shape[1]
     owns = np.empty((units, len(squares)), np.float32)
     helds = np.empty((units, 2, beam, count), np.int32)
-    gains, picks = np.empty((units, beam), np.float32), np.empty((units, beam, 2), np.int64)
-    choose_rows(state, units, b, scale, books, squares, pairs, codes, owns, helds, gains, picks)
+    tries = np.empty((units, beam * len(squares) // count), np.float32)
+    choose_rows(state, units, b, scale, books, squares, pairs, codes, owns, helds, tries)
 
 
 def times(h: np.ndarray) -> Callable[..., np.ndarray]:
