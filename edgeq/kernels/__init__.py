@@ -11,6 +11,7 @@ A backend is a module with
     attention(qkv, caches, layer, heads)
     gated(gate_up, activation)     silu(gate) * up, or gelu(gate) * up
     add(x, y)
+    dot(a, b)                      a @ b of matrices that change from call to call
     low_rank(a, b) -> f            f(x, y) = y + x @ aᵀ @ bᵀ
     again(caches, what, x, f)      f(x), which comes again and again for the same sequences
     ready(progress)                compile what the above will run
