@@ -37,8 +37,8 @@ def test_the_search_by_definition(bits):
         low, high = np.minimum(groups.min(1), 0), np.maximum(groups.max(1), 0)
         step = ((high - low) / (2**bits - 1))[:, None]
         zero = np.rint(-low[:, None] / step)
-        q = np.clip(np.rint(groups / step + zero), 0, 2**bits - 1)
-        coded = ((q - zero) * step).reshape(w.shape) / s
+        q = np.clip(np.rint(groups / step.astype(np.float16) + zero), 0, 2**bits - 1)
+        coded = ((q - zero) * step.astype(np.float16)).reshape(w.shape) / s
         assert measured == pytest.approx(np.square((w - coded) @ x).sum(), rel=0.01)  # rounded ties differ
     assert found.alpha == found.errors.argmin() / 20
     np.testing.assert_array_equal(found.scale, scale_of(magnitude, found.alpha))

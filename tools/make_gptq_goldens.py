@@ -4,7 +4,7 @@
     python tools/make_gptq_goldens.py
 
 needs: torch, numpy. No blocks and no tricks: every error goes to all columns behind it at once. Grids cover
-the values that a group has when its first column is reached, and are rounded to float32.
+the values that a group has when its first column is reached; their scales are rounded to float16.
 """
 
 from pathlib import Path
@@ -20,10 +20,10 @@ def grid(w: torch.Tensor, bits: int, symmetric: bool) -> tuple[torch.Tensor, tor
     """Scale and zero point (rows,) of a group's weights (rows, group)."""
     w = w.float()
     if symmetric:
-        return w.abs().amax(1) / (2 ** (bits - 1) - 1), torch.full((len(w),), 2.0 ** (bits - 1))
+        return (w.abs().amax(1) / (2 ** (bits - 1) - 1)).half(), torch.full((len(w),), 2.0 ** (bits - 1))
     low, high = w.amin(1).clamp(max=0), w.amax(1).clamp(min=0)
     scale = (high - low) / (2**bits - 1)
-    return scale, torch.round(-low / scale)
+    return scale.half(), torch.round(-low / scale)
 
 
 def gptq(
