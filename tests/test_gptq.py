@@ -80,6 +80,19 @@ def test_bytes_do_not_depend_on_the_block_size(name, options, order):
 
 
 @pytest.mark.parametrize(
+    ("name", "options"), [("q4_k", {}), ("i3", {"per": 32, "symmetric": False}), ("i8", {"per": "tensor"})]
+)
+def test_bytes_do_not_depend_on_the_threads(name, options):
+    w, h = layer(rows=1100, seed=2)
+    to = grids(name, 256, **options)
+    codes, grid = gptq(w, h, to, sweeps=1, threads=1)
+    other, other_grid = gptq(w, h, to, sweeps=1, threads=3)
+    np.testing.assert_array_equal(codes, other)
+    for a, b in zip(grid, other_grid, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize(
     ("name", "options"), [("q4_0", {}), ("q4_1", {}), ("i2", {"per": 16, "symmetric": False})]
 )
 @pytest.mark.parametrize("seed", range(4))

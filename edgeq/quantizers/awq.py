@@ -24,6 +24,7 @@ columns share a scale.
 """
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
@@ -58,6 +59,8 @@ def search_scale(
     target: Target,
     source: np.ndarray | None = None,
     costs: np.ndarray | None = None,
+    *,
+    threads: int = 1,
 ) -> Scaling:
     """The best scale of the inputs that some layers share.
 
@@ -70,18 +73,24 @@ def search_scale(
     source : int (cols,), which row of the layer before makes each input, where several come of one: these
         share a scale.
     costs : float (cols,), of errors in each column, in the place of h.
+    threads : that take values of α.
     """
     w, h = np.concatenate(weights).astype(np.float32), h.astype(np.float32)
     if source is not None:
         magnitude = (np.bincount(source, magnitude) / np.maximum(np.bincount(source), 1))[source]
-    errors, scales = np.empty(GRID), []
-    for i in range(GRID):
-        s = scale_of(magnitude, i / GRID)
+
+    def error_of(alpha: float) -> float:
+        s = scale_of(magnitude, alpha)
         left = w - rounded(w * s, target, None if costs is None else costs / s**2) / s
-        errors[i] = np.vdot(left @ h, left) if costs is None else np.einsum("ij,ij->j", left, left) @ costs
-        scales.append(s)
-    best = int(errors.argmin())
-    return Scaling(scales[best], best / GRID, errors)
+        if costs is not None:
+            return float(np.einsum("ij,ij->j", left, left) @ costs)
+        return float(np.einsum("ij,ij->i", left @ h, left).sum(dtype=np.float64))
+
+    alphas = np.arange(GRID) / GRID
+    with ThreadPoolExecutor(threads) as pool:
+        errors = np.array(list(pool.map(error_of, alphas)))
+    best = float(alphas[errors.argmin()])
+    return Scaling(scale_of(magnitude, best), best, errors)
 
 
 def scale_of(magnitude: np.ndarray, alpha: float) -> np.ndarray:

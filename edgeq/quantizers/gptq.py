@@ -30,6 +30,7 @@ Left out: groups of columns that are not neighbors (`g_idx`), for which a layer 
 
 import importlib
 import math
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
@@ -38,6 +39,7 @@ from .descent import descend
 from .objective import damped, undecided
 from .target import Columns, Target, join
 
+ROWS = 512  # that a thread takes together, however many threads there are
 SMALL = 64  # matrices that are inverted in one piece
 ERROR_BITS, FEEDBACK_BITS = 23, 24  # after the point; with what lies before it, products sum exactly in 53
 
@@ -52,6 +54,7 @@ def gptq(
     static: bool = False,
     sweeps: int = 0,
     block: int = 128,
+    threads: int = 1,
 ) -> tuple[np.ndarray, Grid]:
     """Codes uint8 (rows, cols) and grid of a layer's weights.
 
@@ -66,6 +69,7 @@ def gptq(
     static : fit all grids to the weights as they are at first; order "columns" needs that, and does it.
     sweeps : times that `descent.descend` goes over the codes and the scales afterwards.
     block : columns whose errors are handed on together. It changes the time that it takes, and nothing else.
+    threads : that take rows, which know nothing of each other. Likewise.
 
     Raises
     ------
@@ -80,30 +84,36 @@ def gptq(
     u = inverse_root(h[np.ix_(sequence, sequence)], damp)
     cost = 1 / np.diagonal(u) ** 2 if span < cols else np.diagonal(h)[sequence]
     feedback = _fixed(u / np.diagonal(u)[:, None], 2.0**-FEEDBACK_BITS)
-
     unit = 2.0 ** math.ceil(math.log2(np.abs(w).max(initial=np.finfo(np.float32).tiny)))
-    left = _fixed(w.T[sequence].astype(np.float64), unit * 2.0 ** -(ERROR_BITS + FEEDBACK_BITS))
-    codes = np.empty((cols, rows), np.uint8)
-    grids: dict[int, Grid] = {}
-    start = 0
-    while start < cols:
-        if start % span == 0:
-            natural = start + np.argsort(sequence[start : start + span])
-            first = sequence[natural[0]]
-            grids[first] = target.fit(
-                np.ascontiguousarray(left[natural].T, np.float32), cost[natural].astype(np.float32)
+
+    def of_rows(w: np.ndarray) -> tuple[np.ndarray, Grid]:
+        left = _fixed(w.T[sequence].astype(np.float64), unit * 2.0 ** -(ERROR_BITS + FEEDBACK_BITS))
+        codes = np.empty(left.shape, np.uint8)
+        grids: dict[int, Grid] = {}
+        start = 0
+        while start < cols:
+            if start % span == 0:
+                natural = start + np.argsort(sequence[start : start + span])
+                first = sequence[natural[0]]
+                grids[first] = target.fit(
+                    np.ascontiguousarray(left[natural].T, np.float32), cost[natural].astype(np.float32)
+                )
+                columns = Columns(grids[first], span)
+            stop = min(start + block, start // span * span + span)
+            at, own = sequence[start:stop] - first, feedback[start:stop, start:stop]
+            turn = _compiled if target.compiled and columns.ascending else round_block
+            codes[sequence[start:stop]], errors = turn(
+                left[start:stop], own, columns, at, unit * 2.0**-ERROR_BITS
             )
-            columns = Columns(grids[first], span)
-        stop = min(start + block, start // span * span + span)
-        at, own = sequence[start:stop] - first, feedback[start:stop, start:stop]
-        turn = _compiled if target.compiled and columns.ascending else round_block
-        codes[sequence[start:stop]], errors = turn(
-            left[start:stop], own, columns, at, unit * 2.0**-ERROR_BITS
-        )
-        left[stop:] -= feedback[start:stop, stop:].T @ errors
-        start = stop
-    codes, grid = np.ascontiguousarray(codes.T), join([grids[i] for i in sorted(grids)])
-    return descend(w, h, codes, grid, target, sweeps) if sweeps else (codes, grid)
+            left[stop:] -= feedback[start:stop, stop:].T @ errors
+            start = stop
+        codes, grid = np.ascontiguousarray(codes.T), join([grids[i] for i in sorted(grids)])
+        return descend(w, h, codes, grid, target, sweeps) if sweeps else (codes, grid)
+
+    together = ROWS if target.by_rows else rows
+    with ThreadPoolExecutor(threads) as pool:
+        codes, grids = zip(*pool.map(of_rows, np.split(w, range(together, rows, together))), strict=True)
+    return np.concatenate(codes), join(grids, axis=0)
 
 
 def costs(h: np.ndarray, target: Target, damp: float, order: str | None) -> np.ndarray:

@@ -126,7 +126,7 @@ def gptq(
         is GPTQ, 1 looks at ‖W X̃ - Ŵ X‖² instead. Sources: Li et al., GPTAQ, arXiv 2504.02692; Arai and
         Ichikawa, Quantization Error Propagation, arXiv 2504.09629, which has the part.
     """
-    wanted, made = to_encode(plan), {}
+    wanted, made, threads = to_encode(plan), {}, calibration.threads or kernels.cores()
     for linear, inputs in inputs_of(plan, calibration, progress, drift=asymmetric > 0):
         h, matrices = inputs.hessian, {name: w for name, w in linear.parts() if name in wanted}
         for format in dict.fromkeys(wanted[name] for name in matrices):
@@ -135,7 +135,9 @@ def gptq(
             if inputs.drift is not None:
                 w = toward(w, h, asymmetric * inputs.drift, damp)
             to = target(format, w.shape[1])
-            codes, grid = gptq_of_layer(w, h, to, damp=damp, order=order, static=static, sweeps=sweeps)
+            codes, grid = gptq_of_layer(
+                w, h, to, damp=damp, order=order, static=static, sweeps=sweeps, threads=threads
+            )
             whole, start = formats.pack(format, codes, grid), 0
             for name in names:
                 rows = np.arange(start, start := start + len(matrices[name]))
@@ -204,6 +206,7 @@ def awq(
             to,
             source,
             costs(inputs.hessian, to, damp, "groups") if feedback else None,
+            threads=calibration.threads or kernels.cores(),
         )
         of_rows = np.ones(max(source) + 1, np.float32)
         of_rows[source] = best.scale
@@ -271,18 +274,32 @@ class Scaled:
 
     Attributes
     ----------
-    made : float32 weights that were looked at, by name, as they are up to now.
+    made : float32 weights of a layer, by name, as they are up to now.
+    settled : those of other layers, as tensors of the type that they had.
     """
 
     def __init__(self, plan: "Plan") -> None:
         self.before, self.present = plan, arranged(plan)
         self.made: dict[str, np.ndarray] = {}
+        self.settled: dict[str, Tensor] = {}
 
     def weights(self, name: str) -> np.ndarray:
-        """Weights, or gains, of a tensor."""
+        """Weights, or gains, of a tensor; asking for those of another layer settles the ones before."""
+        if not any(_layer(name) == _layer(other) for other in self.made):
+            self.settle()
         if name not in self.made:
-            self.made[name] = formats.dequantize(self.present[name]).reshape(self.present[name].shape)
+            tensor = self.settled.get(name, self.present[name])
+            self.made[name] = formats.dequantize(tensor).reshape(tensor.shape)
         return self.made[name]
+
+    def settle(self) -> None:
+        """Make tensors of the weights."""
+        for name, w in self.made.items():
+            old = self.present[name]
+            kind = "f16" if old.format == "f16" else "f32"
+            data = np.ascontiguousarray(w, np.float16 if kind == "f16" else np.float32)
+            self.settled[name] = Tensor(name, kind, old.shape, data.reshape(-1).view(np.uint8))
+        self.made.clear()
 
     def maker_of(self, name: str) -> tuple[str, np.ndarray]:
         """Who makes the inputs of a matrix, and which of its rows (or gains) makes each: int (cols,)."""
@@ -308,14 +325,14 @@ class Scaled:
                 self.made[name] = w / (s[:, None] if w.ndim == 2 else s)
 
     def plan(self) -> "Plan":
-        """The plan with these weights, yet to be encoded; float16 where they were."""
-        made = {}
-        for name, w in self.made.items():
-            old = self.present[name]
-            kind = "f16" if old.format == "f16" else "f32"
-            data = np.ascontiguousarray(w, np.float16 if kind == "f16" else np.float32)
-            made[name] = Tensor(name, kind, old.shape, data.reshape(-1).view(np.uint8))
-        return put(self.before, made, encoded=False)
+        """The plan with these weights, yet to be encoded."""
+        self.settle()
+        return put(self.before, self.settled, encoded=False)
+
+
+def _layer(name: str) -> str:
+    """``"blk.3"`` of ``"blk.3.attn_q.weight"``."""
+    return name.rsplit(".", 2)[0]
 
 
 def to_encode(plan: "Plan", *, everywhere: bool = False) -> dict[str, str]:

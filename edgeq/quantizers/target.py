@@ -5,7 +5,7 @@ there are, and how one is fit to weights, is the format's business.
 """
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -26,12 +26,14 @@ class Target(NamedTuple):
     width : columns of a row whose grid is fit at once.
     fit : (w float32 (rows, n * width), importance (n * width,) or None) -> Grid, as the file can store it.
     compiled : whether Numba's kernels compute, where there are any.
+    by_rows : whether each row has grids of its own.
     """
 
     format: str
     width: int
     fit: Fit
     compiled: bool = True
+    by_rows: bool = True
 
 
 def target(format: str, cols: int, *, compiled: bool = True, **options: Any) -> Target:
@@ -49,7 +51,7 @@ def target(format: str, cols: int, *, compiled: bool = True, **options: Any) -> 
         per = options.get("per", kind.group or "row" if kind else "row")
         if cols % (width := cols if isinstance(per, str) else per):
             raise ValueError(f"{cols} columns are no whole groups of {width}")
-        return Target(format, width, partial(_fit_apart, module.fit, options), compiled)
+        return Target(format, width, partial(_fit_apart, module.fit, options), compiled, per != "tensor")
     if compiled and hasattr(module, "SPACE") and not options:
         kernel = importlib.import_module("edgeq.kernels.encode").fit
         return Target(format, module.BLOCK, partial(kernel, module))
@@ -93,11 +95,11 @@ class Columns:
         return (w * self.scale[:, None] + self.offset[:, None]).reshape(codes.shape)
 
 
-def join(grids: list[Grid]) -> Grid:
-    """The grid of columns side by side."""
+def join(grids: Sequence[Grid], axis: int = 1) -> Grid:
+    """The grid of columns side by side, or of rows one below the other (axis 0)."""
     first = grids[0]._asdict()
     arrays = {
-        key: np.concatenate([getattr(g, key) for g in grids], axis=1)
+        key: np.concatenate([getattr(g, key) for g in grids], axis=axis)
         for key, value in first.items()
         if key != "levels" and value is not None
     }
