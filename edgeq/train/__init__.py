@@ -5,6 +5,8 @@ backend    the operations that `edgeq.arch` calls, recorded on the tape
 optim      from gradients to steps
 data       examples, and which of their tokens are learned
 loop       steps, and checkpoints from which a run goes on
+scratch    models from nothing: vocabulary, first weights, stretches of a text
+qat        weights that learn as they will be stored
 lora       pairs of thin matrices that learn beside frozen ones
 adapter    such pairs as files, of PEFT and of llama.cpp
 run        training an adapter, from names of files to files

@@ -26,10 +26,11 @@ from ..files.source import Allowance
 from . import optim, tape
 from .adapter import entry
 from .backend import Network
-from .data import Batch, Order
+from .data import Batch
 from .tape import Numbers, Var
 
-ROWS = 32  # of logits that are in memory at once
+LOGITS = 1 << 20  # that are in memory at once
+HELD = 1 << 12  # tokens whose loss alone is computed together
 STATE, STEPS = "state.safetensors", "state.json"
 
 # logits (n, vocab), targets (n,), weights (n,), places (n,) of these rows in the batch -> a number
@@ -40,6 +41,14 @@ class Progress(Protocol):
     """What is told how far a stage has come, and what it found so far."""
 
     def __call__(self, stage: str, done: int, total: int, found: str = "") -> None: ...
+
+
+class Batches(Protocol):
+    """What a run reads: a batch for each number from 0, and a number that other data would hardly have."""
+
+    def batch(self, number: int) -> Batch: ...
+
+    def fingerprint(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -104,8 +113,9 @@ def gradients(network: Network, batch: Batch, total: int, loss: Loss = likelihoo
     h = tape.value(hidden)
     back, found = np.zeros_like(h), 0.0
     places, targets = np.flatnonzero(batch.learned), batch.targets.reshape(-1)
-    for start in range(0, len(places), ROWS):
-        rows = places[start : start + ROWS]
+    step = max(1, LOGITS // network.config.vocab_size)
+    for start in range(0, len(places), step):
+        rows = places[start : start + step]
         part = Var(h[rows])
         weights = np.full(len(rows), 1 / total, h.dtype)
         sum_of_rows = loss(network.head(part), targets[rows], weights, rows)
@@ -116,6 +126,19 @@ def gradients(network: Network, batch: Batch, total: int, loss: Loss = likelihoo
     if isinstance(hidden, Var):
         tape.backward(hidden, back)
     return found
+
+
+def mean_loss(network: Network, ids: np.ndarray, length: int) -> float:
+    """Mean loss of a text's tokens, int (n * length + 1,), in stretches that are each read by themselves."""
+    sequences, loss = max(1, HELD // length), 0.0
+    inputs, targets = (part.reshape(-1, length) for part in (ids[:-1], ids[1:]))
+    for start in range(0, len(inputs), sequences):
+        rows = slice(start, start + sequences)
+        hidden = tape.value(network.hidden(inputs[rows]))
+        wanted = targets[rows].reshape(-1)
+        ones = np.ones(len(wanted), np.float32)
+        loss += float(tape.value(tape.cross_entropy(tape.value(network.head(hidden)), wanted, ones)))
+    return loss / targets.size
 
 
 class Loop:
@@ -140,7 +163,7 @@ class Loop:
         self,
         network: Network,
         learned: Mapping[str, Var],
-        order: Order,
+        order: Batches,
         options: Options,
         folder: Path,
         *,
