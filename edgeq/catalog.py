@@ -83,12 +83,12 @@ def resolve(
         close = difflib.get_close_matches(name, entries(), n=1)
         advice = f"did you mean {close[0]}?" if close else "`edgeq list` shows the catalog"
         raise ModelNotFound(f"no model, file or folder is named {name!r}; {advice}")
-    path = _local(name)
+    path = local(name)
     if path is None:
         if not download:
             raise ModelNotFound(f"{name} is not on this machine; `edgeq pull {name}` fetches it")
         _install(name, progress)
-        path = _local(name)
+        path = local(name)
     if path is None:
         raise ModelNotFound(f"{name} was removed while it was being fetched")
     return path
@@ -102,12 +102,27 @@ def verify(name: str, progress: Progress | None = None) -> None:
         fetch.check(path, "sha256", fetch.hash_file(path, f"checking {name}", progress), entry.sha256, hint)
 
 
+def local(name: str) -> Path | None:
+    """File or folder of a catalog name or an address if it is on this disk."""
+    if (entry := entries().get(name)) is not None:
+        beside = len(entry.sources) == 1 and ":" not in entry.sources[0]
+        path = _file().parent / entry.sources[0] if beside else _folder(name) / entry.file
+        return path if path.is_file() and path.stat().st_size == entry.size else None
+    folder = _folder(name)
+    files = sorted(f for f in folder.rglob("*") if f.is_file())
+    return (
+        next((f for f in files if f.suffix == ".gguf"), files[0] if len(files) == 1 else folder)
+        if files
+        else None
+    )
+
+
 def installed() -> list[Installed]:
     """Every model in the cache."""
     found = []
     for folder in sorted(cache_dir("models").glob("*")):
         name = unquote(folder.name)
-        if not name.startswith(fetch.SCRATCH) and (path := _local(name)):
+        if not name.startswith(fetch.SCRATCH) and (path := local(name)):
             found.append(Installed(name, path, fetch.bytes_in(folder)))
     return found
 
@@ -153,21 +168,6 @@ def _folder(name: str) -> Path:
     return cache_dir("models") / quote(bare, safe="")
 
 
-def _local(name: str) -> Path | None:
-    """File or folder of a catalog name or an address if it is on this disk."""
-    if (entry := entries().get(name)) is not None:
-        beside = len(entry.sources) == 1 and ":" not in entry.sources[0]
-        path = _file().parent / entry.sources[0] if beside else _folder(name) / entry.file
-        return path if path.is_file() and path.stat().st_size == entry.size else None
-    folder = _folder(name)
-    files = sorted(f for f in folder.rglob("*") if f.is_file())
-    return (
-        next((f for f in files if f.suffix == ".gguf"), files[0] if len(files) == 1 else folder)
-        if files
-        else None
-    )
-
-
 def _install(name: str, progress: Progress | None) -> None:
     """Fetch a model into the cache."""
     folder = _folder(name)
@@ -180,7 +180,7 @@ def _install(name: str, progress: Progress | None) -> None:
             raise ModelNotFound(
                 f"{name} is not on this machine and cannot be fetched: {error}\n{_by_hand(name)}"
             ) from error
-        if _local(name) is None:
+        if local(name) is None:
             shutil.rmtree(folder, ignore_errors=True)  # what is there is damaged
             made.rename(folder)
 

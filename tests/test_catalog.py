@@ -190,8 +190,9 @@ def test_what_killed_processes_left_is_cleared_away_a_week_later(tmp_path: Path)
 
 def test_a_file_beside_the_catalog_is_used_where_it_lies(cache: Path, entry: Callable[..., Path]) -> None:
     file = entry(sources=["tiny.gguf"])
+    assert catalog.local("m") is None
     (file.parent / "tiny.gguf").write_bytes(BODY)
-    assert catalog.resolve("m") == file.parent / "tiny.gguf"
+    assert catalog.resolve("m") == catalog.local("m") == file.parent / "tiny.gguf"
     with pytest.raises(ModelNotFound, match="not in the cache"):
         catalog.remove("m")
 

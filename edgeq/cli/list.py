@@ -13,7 +13,7 @@ def command() -> None:
     rows = table("NAME", ">SIZE", "HERE", "LICENSE", "DESCRIPTION")
     here = {model.name: model for model in catalog.installed()}
     for entry in catalog.entries().values():
-        mark = "yes" if entry.name in here else ""
+        mark = "yes" if catalog.local(entry.name) else ""
         rows.add_row(entry.name, size(entry.size), mark, entry.license, entry.description)
         here.pop(entry.name, None)
     for model in here.values():
