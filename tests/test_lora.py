@@ -293,6 +293,29 @@ def test_an_llm_changes_adapters(tmp_path):
         assert llm.generate(ids.tolist(), max_tokens=8, temperature=0) == adapted != plain
 
 
+def test_an_adapter_gives_back_what_two_bits_lost(tmp_path):
+    """HQQ+: an HQQ base, and beside it an adapter that learns what the model said before."""
+    model, base, out = complete("mistral", tmp_path / "model"), tmp_path / "base", tmp_path / "out"
+    result = CliRunner().invoke(
+        cli.edgeq, ["quantize", str(model), str(base), "i2-g32-asym", "--method", "hqq"]
+    )
+    assert result.exit_code == 0, result.output
+    kinds = {t.format for n, t in files.read(base)[1].items() if n.endswith("proj.weight")}
+    assert kinds == {"i2"}
+    text = tmp_path / "data.txt"
+    text.write_text("".join(map(chr, np.random.default_rng(0).integers(33, 127, 800))))
+    learn = ["train", "lora", str(base), "-d", str(text), "-o", str(out), "--teacher", str(model), "-r", "32"]
+    learn += ["--targets", "all-linear", "--lr", "0.005", "--steps", "60", "--length", "40", "-b", "2"]
+    result = CliRunner().invoke(cli.edgeq, learn)
+    assert result.exit_code == 0, result.output
+    ids = np.random.default_rng(1).integers(6, 98, 48)
+    whole, rounded, corrected = load(model), load(base), load(base)
+    applied.load(corrected, out)
+    wanted = logits(whole, ids)
+    lost, left = (np.linalg.norm(logits(m, ids) - wanted) for m in (rounded, corrected))
+    assert left < 0.9 * lost
+
+
 def test_the_base_is_never_written(tmp_path):
     folder = complete("llama", tmp_path / "model")
     before = {p.name: p.read_bytes() for p in folder.iterdir()}

@@ -66,6 +66,8 @@ def command() -> None:
         *STEPS,
         option("--quantized", is_flag=True,
                 help="Decode weights where they are used, not once: less memory, more time."),
+        option("--teacher", metavar="MODEL",
+                help="Learn what this model says of the examples: the one that MODEL was quantized from."),
     ],
 )  # fmt: skip
 def train_lora(
@@ -73,6 +75,7 @@ def train_lora(
     data: Path,
     folder: Path,
     quantized: bool,
+    teacher: str | None,
     chat_template_file: Path | None,
     **given: Any,
 ) -> None:
@@ -94,6 +97,7 @@ def train_lora(
             folder,
             settings=Settings(**pick(given, ADAPTER)),
             hold=not quantized,
+            teacher=teacher,
             chat_template=template,
             progress=report,
             **{key: value for key, value in given.items() if key not in pick(given, ADAPTER)},

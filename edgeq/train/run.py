@@ -34,6 +34,7 @@ def train_lora(
     hold: bool = True,
     again: bool = False,
     resume: bool = False,
+    teacher: str | os.PathLike[str] | None = None,
     chat_template: str | None = None,
     progress: Progress | None = None,
     **options: Any,
@@ -51,6 +52,8 @@ def train_lora(
     hold : keep the model's weights decoded: faster, but 4 bytes for each.
     again : compute what is in layers a second time instead of keeping it: less memory for long sequences.
     resume : go on from the latest checkpoint in the folder.
+    teacher : a model of the same vocabulary; learn what it says, instead of the data: what a base of few bits
+        has lost comes back (HQQ+).
     chat_template : instead of the model's own.
     progress : called with (stage, done, total, what was found).
     options : those of `loop.Options`.
@@ -63,16 +66,20 @@ def train_lora(
         _without_words(meta), tensors, path, hold=hold, again=again, progress=progress, release=files.release
     )
     learned, dropout = lora.attach(network, settings, chosen.seed)
+    master = None if teacher is None else _teacher(teacher, network, progress)
 
     def begin(step: int, turn: int, batch: data.Batch) -> None:
         dropout.key = (step, turn)
+        if master is not None:
+            master.begin(batch)
 
     def saved() -> None:
         made = lora.adapter_of(learned, settings)
         adapter.write_peft(folder, made, settings, network.module, network.config, str(model))
         loop.write_curve(folder / "loss.csv")
 
-    loop = Loop(network, learned, order, chosen, folder, begin=begin, about=asdict(settings))
+    about = asdict(settings) | {"teacher": teacher and str(teacher)}
+    loop = Loop(network, learned, order, chosen, folder, begin=begin, loss=master or likelihood, about=about)
     if resume:
         loop.resume()
     loop.run(progress, saved)
@@ -135,6 +142,17 @@ def train_quantized(
     loop.run(progress, lambda: loop.write_curve(folder / "loss.csv"))
     merge.write(path, qat.exported(network), {}, folder / "model.gguf", progress=progress)
     return Outcome(folder, loop.curve)
+
+
+def _teacher(model: str | os.PathLike[str], student: Network, progress: Progress | None) -> qat.Teacher:
+    """What a model says, as a loss for another of as many tokens."""
+    path = catalog.resolve(model, progress)
+    meta, tensors = files.read(path)
+    network = Network(_without_words(meta), tensors, path, progress=progress, release=files.release)
+    if network.config.vocab_size != student.config.vocab_size:
+        sizes = network.config.vocab_size, student.config.vocab_size
+        raise EdgeqError(f"{model} has a vocabulary of {sizes[0]} tokens, the model one of {sizes[1]}")
+    return qat.Teacher(network)
 
 
 def _prepared(
