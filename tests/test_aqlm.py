@@ -118,6 +118,27 @@ def test_a_wide_beam_finds_the_best_codes(loops, count, group, rows, seed, threa
         assert cost[mine] <= cost.min() + 1e-4 * (1 + target[row] @ h @ target[row])
 
 
+@pytest.mark.parametrize("loops", LOOPS)
+def test_a_wider_beam_of_two_codebooks_finds_no_worse(loops):
+    """What a narrow one keeps of the first a wide one keeps, too, and all of the second is tried."""
+    layer, codes, books, scale = problem(rows=50, groups=1, size=32, loops=loops)
+    found = []
+    for beam in (1, 2, 4, 8, 32):
+        mine = codes[:, 0].copy()
+        loops.choose(
+            (layer.w @ layer.h).astype(np.float32),
+            scale,
+            tables(books, layer.h.astype(np.float32)),
+            mine,
+            beam,
+        )
+        left = layer.w - decode(mine[:, None], books, scale)
+        found.append(np.einsum("ij,jk,ik->i", left, layer.h, left))
+    for narrow, wide in itertools.pairwise(found):
+        assert (wide <= narrow * (1 + 1e-5)).all()
+    assert found[-1].sum() < 0.9 * found[0].sum()
+
+
 @given(
     rows=st.integers(1, 70),
     count=st.integers(1, 4),
