@@ -28,9 +28,8 @@ Differences from the authors' code:
   whole rows; by default one.
 - Codebooks and scales are float16 throughout, as the file has them, so what is measured is what is stored.
 
-Left out: groups of several outputs, of which no published checkpoint makes use; and phase 3, in which the
-codebooks of all layers of a transformer block learn together by its output: that needs the gradient of a
-block.
+Left out: groups of several outputs, of which no published checkpoint makes use. Phase 3, in which what is not
+codes learns in a whole transformer block, is in `train/codebooks.py`.
 """
 
 import importlib
