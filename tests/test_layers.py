@@ -23,7 +23,7 @@ LAYERS = [
     {"kernels"},
     {"formats"},
     {"observers"},
-    {"additive", "ranges", "rounding", "search", "uniform"},
+    {"additive", "powers", "ranges", "rounding", "search", "uniform"},
     {"errors", "grid", "inputs", "paths", "tensor"},
 ]
 HEIGHT = {room: len(LAYERS) - i for i, layer in enumerate(LAYERS) for room in layer}

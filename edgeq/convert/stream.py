@@ -12,7 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from functools import partial
 from itertools import islice
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
@@ -22,6 +22,7 @@ from ..tensor import Tensor
 
 Encode = Callable[[str, np.ndarray, np.ndarray | None], Tensor]
 
+Result = TypeVar("Result")
 PANEL = 1 << 18  # weights that are encoded together: with what an encoder makes of them they stay in caches
 
 
@@ -85,7 +86,7 @@ def streams(
         for r, of in zip(recodings, panels, strict=True)
         for panel in of
     )
-    with closing(_in_order(jobs, threads)) as results:
+    with closing(in_order(jobs, threads)) as results:
 
         def pieces(count: int, parts: dict[str, list[np.ndarray]]) -> Iterator[np.ndarray]:
             for tensor in islice(results, count):
@@ -134,9 +135,9 @@ def _recode(recoding: Recoding, start: int, stop: int, path: object, encode: Enc
         raise FormatError(path, where, found=f"{e}", expected="finite numbers that fit") from e
 
 
-def _in_order(jobs: Iterable[Callable[[], Tensor]], threads: int) -> Generator[Tensor, None, None]:
+def in_order(jobs: Iterable[Callable[[], Result]], threads: int) -> Generator[Result, None, None]:
     """Results of the jobs, in their order; each thread may be one job ahead."""
-    ahead: deque[Future[Tensor]] = deque()
+    ahead: deque[Future[Result]] = deque()
     with ThreadPoolExecutor(threads) as pool:
         try:
             for job in jobs:

@@ -19,16 +19,17 @@ the mean of all |W - Ŵ| rises.
 Left out: quantized zero points and scales, which the authors' code has no more.
 """
 
-from collections.abc import Callable
+import importlib
 from typing import NamedTuple
 
 import numpy as np
 
 from .. import formats, search, uniform
-from ..grid import Grid, encode, inverse, nearest
+from ..grid import Grid, encode, inverse
+from ..powers import power
 from ..search import Space
 
-Store = Callable[[np.ndarray], np.ndarray]
+TINY = np.finfo(np.float32).tiny
 
 
 class Solver(NamedTuple):
@@ -43,8 +44,29 @@ class Solver(NamedTuple):
 AUTHORS = Solver()
 
 
+class Store(NamedTuple):
+    """Which offsets a file can hold.
+
+    Attributes
+    ----------
+    kind : "free", all; "half", float16; "steps", of a unit that a block shares; "zero", float16 zero points.
+    groups : of a block.
+    last : step.
+    """
+
+    kind: str = "free"
+    groups: int = 1
+    last: int = 0
+
+
 def hqq(
-    w: np.ndarray, *, bits: int = 4, group: int = 64, axis: int = 1, solver: Solver = AUTHORS
+    w: np.ndarray,
+    *,
+    bits: int = 4,
+    group: int = 64,
+    axis: int = 1,
+    solver: Solver = AUTHORS,
+    compiled: bool = True,
 ) -> tuple[np.ndarray, Grid]:
     """Codes uint8 (n, group) and grid of n groups with float32 scales and offsets, as in HQQ's checkpoints.
 
@@ -55,12 +77,13 @@ def hqq(
     group : weights that share scale and offset; must divide their number.
     axis : 1 for groups of neighbors in a row; 0 for weights that lie w.size / group from one to the next.
     solver : how the offsets are sought.
+    compiled : by Numba's kernel, which finds the same.
     """
     x = grouped(_finite(w), group, axis)
     levels = np.arange(2**bits, dtype=np.int16)
     low, high = x.min(axis=1), x.max(axis=1)
     scale = (high - low) / np.float32(levels[-1])
-    offset = solve(x, scale, low, levels, 1, lambda offset: offset, solver)
+    offset = solve(x, scale, low, levels, Store(), solver, compiled=compiled)
     grid = Grid(levels, scale[:, None], offset[:, None])
     return encode(x, grid), grid
 
@@ -86,52 +109,50 @@ def has_offsets(format: str) -> bool:
     return space is not None and space.offset
 
 
-def hqq_onto(format: str, w: np.ndarray, *, solver: Solver = AUTHORS) -> tuple[np.ndarray, Grid]:
+def hqq_onto(
+    format: str, w: np.ndarray, *, solver: Solver = AUTHORS, compiled: bool = True
+) -> tuple[np.ndarray, Grid]:
     """Codes uint8 (rows, cols) and grid of weights float32 (rows, cols), in a type that has offsets."""
     if not has_offsets(format):
         raise ValueError(f"{format} has no offsets, which are all that HQQ chooses")
     module = formats.get(format)
     formats.row_bytes(format, w.shape[1])
     if formats.parts(module):
-        return _integers(module.KIND, _finite(w), solver)
+        return _integers(module.KIND, _finite(w), solver, compiled)
     space = module.SPACE
     x, groups = w.reshape(-1, space.group), module.BLOCK // space.group
     formats.checked(module, w)
     low, high = x.min(axis=1), x.max(axis=1)
     if space.steps is None:
-        scale, store = search.half((high - low) / np.float32(space.levels[-1])), search.half
-        offset = solve(x, scale, low, space.levels, groups, store, solver)
+        scale, store = search.half((high - low) / np.float32(space.levels[-1])), Store("half", groups)
+        offset = solve(x, scale, low, space.levels, store, solver, compiled=compiled)
         found = [scale, offset, scale, offset]
     else:
         last = space.steps[1]
         low = np.minimum(low, 0)
         unit, s = _steps((high - low) / np.float32(space.levels[-1]), groups, last)
-
-        def stepped(offset: np.ndarray) -> np.ndarray:
-            unit, m = _steps(-offset, groups, last)
-            return -(unit * m)
-
-        offset = solve(x, unit * s, low, space.levels, groups, stepped, solver)
+        store = Store("steps", groups, last)
+        offset = solve(x, unit * s, low, space.levels, store, solver, compiled=compiled)
         offset_unit, m = _steps(-offset, groups, last)
         found = [unit, offset_unit, s, m]
     grid = formats.of_rows(search.grid_of([v.reshape(-1, groups) for v in found], space), len(w))
     assert grid is not None
-    return encode(w, grid), grid
+    return _codes(w, grid, compiled), grid
 
 
-def _integers(kind: uniform.Kind, w: np.ndarray, solver: Solver) -> tuple[np.ndarray, Grid]:
+def _integers(kind: uniform.Kind, w: np.ndarray, solver: Solver, compiled: bool) -> tuple[np.ndarray, Grid]:
     """Codes uint8 (rows, cols) and grid of weights float32 (rows, cols), whose zero points are float16."""
     group = kind.group or w.shape[1]
     first = uniform.covering(w, kind.bits, group)
     scale, offset = first.scale.astype(np.float32).reshape(-1), first.offset.reshape(-1)
-    shift = 128 if kind.bits == 8 else 0  # of signed levels
-
-    def stored(offset: np.ndarray) -> np.ndarray:
-        return scale * (shift - search.half(shift - offset / scale))
-
-    best = solve(w.reshape(-1, group), scale, offset, first.levels, 1, stored, solver)
+    x, store = w.reshape(-1, group), Store("zero")
+    best = solve(x, scale, offset, first.levels, store, solver, compiled=compiled)
     grid = first._replace(offset=best.reshape(first.scale.shape))
-    return encode(w, grid), grid
+    return _codes(w, grid, compiled), grid
+
+
+def _codes(w: np.ndarray, grid: Grid, compiled: bool) -> np.ndarray:
+    return importlib.import_module("edgeq.kernels.encode").encode(w, grid) if compiled else encode(w, grid)
 
 
 def _steps(v: np.ndarray, groups: int, last: int) -> tuple[np.ndarray, np.ndarray]:
@@ -145,31 +166,52 @@ def solve(
     scale: np.ndarray,
     offset: np.ndarray,
     levels: np.ndarray,
-    groups: int,
     store: Store,
     solver: Solver,
+    *,
+    compiled: bool = True,
 ) -> np.ndarray:
     """The best offsets found, as stored, float32 (n,).
 
-    x float32 (n, group); scale, offset float32 (n,), to begin with; `store` makes of offsets those that a
-    file can hold, in blocks of so many groups, which are kept or not together.
+    x float32 (n, group); scale, offset float32 (n,), to begin with; levels follow each other. The offsets of
+    a block are kept or not together. compiled : by the kernel, which finds the same.
     """
-    over, beta, q_levels = inverse(scale)[:, None], solver.beta, levels.astype(np.float32)
-    best, kept = np.full(len(x) // groups, np.inf), store(offset)
-    for _ in range(solver.rounds + 1):
-        stored = store(offset)
-        q = q_levels[nearest((x - stored[:, None]) * over, q_levels)] * scale[:, None]
-        left = x - (q + stored[:, None])
+    if not 0 < solver.p < 1:
+        raise ValueError(f"p = {solver.p:g}, expected a number between 0 and 1")
+    betas = np.array([solver.beta * solver.kappa**i for i in range(solver.rounds + 1)], np.float32)
+    first, last = int(levels[0]), int(levels[-1])
+    if compiled:
+        kernel = importlib.import_module("edgeq.kernels.halfquadratic").solve
+        return kernel(x, scale, offset, (first, last), store, solver.p, betas)
+    x, over = np.ascontiguousarray(x.T), inverse(scale)
+    best, kept = np.full(len(scale), np.inf, np.float32), offset
+    for beta in betas:
+        now = stored(offset, scale, first, store)
+        q = np.clip(np.rint((x - now) * over), first, last) * scale
+        left = x - (q + now)
         size = np.abs(left)
-        power = size**solver.p
-        total = power.sum(axis=1, dtype=np.float64).reshape(-1, groups).sum(axis=1)
-        kept = np.where(np.repeat(total < best, groups), stored, kept)
-        best = np.minimum(best, total)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            shrunk = np.maximum(size - np.where(size > 0, power / (size * np.float32(beta)), 0), 0)
-        offset = (x - np.copysign(shrunk, left) - q).mean(axis=1)
-        beta *= solver.kappa
+        many = power(size, solver.p)
+        lost = search.share(search.total(many), store.groups, np.add)
+        kept, best = np.where(lost < best, now, kept), np.minimum(lost, best)
+        with np.errstate(over="ignore"):
+            limit = many / (np.maximum(size, TINY) * beta)
+        noise = left - np.maximum(np.minimum(left, limit), -limit)
+        # with 0, a sum of -0 is 0
+        offset = (search.total(x - noise - q) + np.float32(0)) / np.float32(len(x))
     return kept
+
+
+def stored(offset: np.ndarray, scale: np.ndarray, first: int, store: Store) -> np.ndarray:
+    """The nearest offsets float32 (n,) that a file can hold; `first` is the first level."""
+    match store.kind:
+        case "half":
+            return search.half(offset)
+        case "steps":
+            unit, m = _steps(-offset, store.groups, store.last)
+            return 0 - unit * m
+        case "zero":
+            return scale * (-first - search.half(-first - offset / scale))
+    return offset
 
 
 def _finite(w: np.ndarray) -> np.ndarray:

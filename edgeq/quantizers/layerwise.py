@@ -7,6 +7,8 @@ A method makes a plan of a plan: it has the same names and formats, and matrices
 import importlib
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import closing
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -14,6 +16,7 @@ import numpy as np
 from .. import arch, calibrate, formats, kernels, tokenizer
 from ..calibrate import Held, Inputs
 from ..convert.source import plain
+from ..convert.stream import Recoding, in_order
 from ..evaluate.protocol import cut
 from ..tensor import Tensor
 from .aqlm import aqlm as aqlm_of_layer
@@ -161,19 +164,24 @@ def hqq(
     rounds: int = 20,
 ) -> "Plan":
     """All matrices of formats with offsets as `hqq.hqq_onto` encodes them; the others as ever."""
-    made: dict[str, Tensor] = {}
     todo = {name: format for name, format in to_encode(plan).items() if has_offsets(format)}
-    if not todo:
-        raise ValueError(
-            "no matrix gets a type with offsets, which are all that hqq chooses: take q4_1, i4-g64-asym"
-        )
-    for done, (name, w) in enumerate(_weights(plan, todo)):
-        codes, grid = hqq_onto(todo[name], w, solver=Solver(p, beta, kappa, rounds))
-        made[name] = formats.pack(todo[name], codes, grid)._replace(name=name)
-        if found:
-            found(name, of_weights(w, formats.dequantize(made[name])))
-        if progress:
-            progress("matrices", done + 1, len(todo))
+    solver, compiled = Solver(p, beta, kappa, rounds), calibration.backend == "numba"
+
+    def encode(r: Recoding) -> tuple[Tensor, float]:
+        w = formats.dequantize(r.tensor if r.rows is None else formats.take(r.tensor, r.rows))
+        codes, grid = hqq_onto(r.format, w, solver=solver, compiled=compiled)
+        coded = formats.pack(r.format, codes, grid)._replace(name=r.tensor.name)
+        return coded, of_weights(w, formats.dequantize(coded)) if found else 0
+
+    jobs = [partial(encode, r) for r in plan.recodings if r.tensor.name in todo]
+    made: dict[str, Tensor] = {}
+    with closing(in_order(jobs, calibration.threads or kernels.cores())) as results:
+        for tensor, lost in results:
+            made[tensor.name] = tensor
+            if found:
+                found(tensor.name, lost)
+            if progress:
+                progress("matrices", len(made), len(todo))
     return put(plan, made)
 
 
