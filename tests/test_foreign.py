@@ -17,6 +17,7 @@ from safetensors import safe_open
 from edgeq import EdgeqError, FormatError, arch, cli, files, formats, kernels, quantizers, uniform
 from edgeq.convert import exact
 from edgeq.convert.huggingface import to_huggingface
+from edgeq.files import bitsandbytes
 from edgeq.files import eetq as eetq_layout
 from edgeq.grid import Grid, decode
 from edgeq.quantizers import eetq
@@ -51,7 +52,9 @@ def test_what_the_libraries_packed(tmp_path, name):
     np.testing.assert_allclose(w, expected, rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.parametrize("name", ["awq-4", "bitnet-bitlinear", "gptq-3-order", "gptq-4-order", "hqq-2"])
+@pytest.mark.parametrize(
+    "name", ["awq-4", "bitnet-bitlinear", "gptq-3-order", "gptq-4-order", "hqq-2", "bitsandbytes-nf4"]
+)
 def test_the_kernels_compute_with_them(tmp_path, name):
     weight = files.read(save(tmp_path, *golden(name)))[1]["a.weight"]
     w = formats.dequantize(weight)
@@ -59,7 +62,8 @@ def test_the_kernels_compute_with_them(tmp_path, name):
     f = kernels.backend("numba").linear([weight, weight])
     for n in (1, 3):
         expected = np.tile(x[:n] @ w.T, 2)
-        tolerance = 0.02 if weight.format == "ternary" else 1e-4  # of 8 and 16 bits for inputs
+        # of 8 and 16 bits for inputs, and of levels that are no integers
+        tolerance = {"ternary": 0.02, "nf4": 0.01}.get(weight.format, 1e-4)
         np.testing.assert_allclose(f(x[:n]), expected, atol=tolerance * np.abs(expected).max())
 
 
@@ -228,6 +232,8 @@ def test_unsound_tensors_are_named(tmp_path, name, change, message):
         ("awq-4", {"version": "gemv"}, "version: found 'gemv'"),
         ("awq-4", {"zero_point": False}, "zero_point: found False"),
         ("hqq-4", {"quant_config": None}, "quant_config: found None"),
+        ("bitsandbytes-nf4", {"load_in_4bit": False}, "load_in_4bit: found False"),
+        ("bitsandbytes-nf4", {"bnb_4bit_quant_type": "fp4"}, "bnb_4bit_quant_type: found 'fp4'"),
         ("bitnet-bitlinear", {"quantization_mode": "online"}, "quantization_mode: found 'online'"),
         ("bitnet-bitlinear", {"use_rms_norm": True}, "use_rms_norm: found True"),
         ("bitnet-bitlinear", {"linear_class": "other"}, "linear_class: found 'other'"),
@@ -471,6 +477,43 @@ def test_eetq_folders_and_files_are_the_same(tmp_path):
     assert np.array_equal(ours, formats.dequantize(b["blk.0.ffn_down.weight"]))
     expected = logits(made)
     np.testing.assert_allclose(logits(made, "numba"), expected, atol=0.02 * np.abs(expected).max())
+
+
+def test_runs_of_normal_floats_go_on_from_row_to_row(tmp_path):
+    """As bitsandbytes has them on GPUs; on a CPU it decodes such rows wrong."""
+    tensors, quantization = golden("bitsandbytes-nf4-nested")
+    name = "a.weight.quant_state.bitsandbytes__nf4"
+    state = json.loads(tensors[name].tobytes())
+    for change in ({"shape": [640, 32]}, {"shape": [640, 32], "dtype": "float16"}):
+        tensors[name] = np.frombuffer(json.dumps(state | change).encode(), np.uint8)
+        weight = files.read(save(tmp_path, tensors, quantization))[1]["a.weight"]
+        assert weight.format == ("f16" if "dtype" in change else "f32")
+        expected = tensors["expected.weight"].reshape(640, 32)
+        np.testing.assert_allclose(formats.dequantize(weight), expected, rtol=1e-3, atol=1e-6)
+    for change in ({"shape": [0, 32]}, {"shape": [640, 31]}, {"blocksize": "64"}, {"nested_offset": "x"}):
+        tensors[name] = np.frombuffer(json.dumps(state | change).encode(), np.uint8)
+        with pytest.raises(FormatError, match=r"a\.weight"):
+            files.read(save(tmp_path, tensors, quantization))
+
+
+def test_normal_floats_are_as_bitsandbytes_has_them(tmp_path):
+    """Its map of scales, the names of its tensors, and a model whose scales are quantized a second time."""
+    stored = golden("bitsandbytes-nf4-nested")[0]
+    np.testing.assert_allclose(bitsandbytes.dynamic(), stored["a.weight.nested_quant_map"], atol=1e-7)
+    source = square(tmp_path / "source")
+    made = to_huggingface(source, tmp_path / "made", "nf4")
+    tensors, name = files.read(made)[1], "model.layers.0.mlp.down_proj.weight"
+    w = formats.dequantize(files.read(source)[1][name])
+    once = formats.dequantize(formats.quantize("nf4", w))
+    twice = formats.dequantize(tensors[name])
+    assert tensors[name].format == "nf4"
+    assert np.linalg.norm(twice - once) < 0.1 * np.linalg.norm(once - w)
+    with safe_open(made / "model.safetensors", "np") as f:
+        assert {key.removeprefix(f"{name}.") for key in f.keys() if key.startswith(f"{name}.")} == {  # noqa: SIM118
+            key.removeprefix("a.weight.") for key in stored if key.startswith("a.weight.")
+        }
+    exact, fast = logits(made), logits(made, "numba")
+    np.testing.assert_allclose(fast, exact, atol=0.05 * np.abs(exact).max())
 
 
 def test_pickles_are_refused(tmp_path):

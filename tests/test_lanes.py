@@ -16,7 +16,9 @@ def test_lanes_decode_to_the_weights_of_the_file(name, rows, blocks):
     rng = np.random.default_rng(rows)
     block = formats.get(name).BLOCK
     tensor = random_tensor(name, rows, max(block, 32) * blocks, rng)
-    assert np.array_equal(lanes.decode(lanes.prepare([tensor])), formats.dequantize(tensor))
+    found, expected = lanes.decode(lanes.prepare([tensor])), formats.dequantize(tensor)
+    off = 0.004 if name == "nf4" else 0  # whose levels are no integers
+    np.testing.assert_allclose(found, expected, rtol=0, atol=off * np.abs(expected).max())
 
 
 @pytest.mark.parametrize("name", ["f32", "f16", "bf16", "i8"])

@@ -3,9 +3,9 @@ it.
 
     PYTHONPATH=hqq:AutoAWQ:GPTQModel python tools/make_foreign_goldens.py
 
-needs torch, transformers, compressed-tensors, and the sources of hqq 0.2.8, AutoAWQ 0.2.9 and GPTQModel
-7.7, which need no GPU for this. Each file holds the tensors of a layer "a", its weights as the library
-decodes them, "expected.weight", and the quantization_config.
+needs torch, transformers, compressed-tensors, bitsandbytes, and the sources of hqq 0.2.8, AutoAWQ 0.2.9
+and GPTQModel 7.7, which need no GPU for this. Each file holds the tensors of a layer "a", its weights as the
+library decodes them, "expected.weight", and the quantization_config.
 """
 
 import importlib.util
@@ -16,6 +16,7 @@ from pathlib import Path
 from types import ModuleType
 
 import torch
+from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 from compressed_tensors.compressors.pack_quantized import PackedQuantizationCompressor
 from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
 from gptqmodel.nn_modules.qlinear.torch import TorchLinear
@@ -46,6 +47,8 @@ def main() -> None:
     ternary("bitnet-autobitlinear", "autobitlinear")
     for bits in (4, 3):
         pack_quantized(f"compressed-tensors-{bits}-asym", bits)
+    normal_floats("bitsandbytes-nf4", COLS, nested=False)
+    normal_floats("bitsandbytes-nf4-nested", 10 * COLS, nested=True)
 
 
 def save(name: str, tensors: dict, expected: torch.Tensor, quantization: dict) -> None:
@@ -150,6 +153,17 @@ def ternary(name: str, kind: str) -> None:
         expected,
         {"quant_method": "bitnet", "linear_class": kind, "quantization_mode": "offline"},
     )
+
+
+def normal_floats(name: str, cols: int, *, nested: bool) -> None:
+    """By bitsandbytes, in runs of 64 weights."""
+    linear = torch.nn.Linear(cols, ROWS, bias=False)
+    codes, state = quantize_4bit(
+        linear.weight.data, blocksize=64, compress_statistics=nested, quant_type="nf4"
+    )
+    tensors = {"weight": codes} | {f"weight.{key}": v for key, v in state.as_dict(packed=True).items()}
+    quantization = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": nested}
+    save(name, tensors, dequantize_4bit(codes, state), {"quant_method": "bitsandbytes"} | quantization)
 
 
 def pack_quantized(name: str, bits: int) -> None:

@@ -9,8 +9,8 @@ from ._model import option, usage
 from ._output import SPLIT, THREADS
 
 FLOATS = ("f32", "f16", "bf16")
-INTEGERS = ("int8", "int4", "int3", "int2", "ternary")
-LAYOUTS = ("compressed-tensors", "awq", "bitnet", "eetq", "gptq", "hqq")
+INTEGERS = ("int8", "int4", "int3", "int2", "nf4", "ternary")
+LAYOUTS = ("compressed-tensors", "awq", "bitnet", "bitsandbytes", "eetq", "gptq", "hqq")
 
 
 @click.command(
@@ -25,7 +25,7 @@ LAYOUTS = ("compressed-tensors", "awq", "bitnet", "eetq", "gptq", "hqq")
                "only, linear layers."),
         option("--layout", type=click.Choice(LAYOUTS),
                help="Whose layout integers have in a folder. Unless given: compressed-tensors, of ternary "
-               "layers bitnet. With auto, integers of the source are kept."),
+               "layers bitnet, of nf4 bitsandbytes. With auto, integers of the source are kept."),
         option("--group-size", "group", type=click.IntRange(32),
                help="Columns of an integer layer that share a scale. Unless given: all with int8, else 64."),
         option("--asymmetric", is_flag=True, help="Integer layers with zero points."),

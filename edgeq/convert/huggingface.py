@@ -14,7 +14,7 @@ from .. import arch, formats, kernels, uniform
 from ..arch import as_huggingface
 from ..arch.as_huggingface import Checkpoint
 from ..errors import EdgeqError
-from ..files import aqlm, awq, bitnet, compressed_tensors, eetq, gptq, hqq, safetensors_writer
+from ..files import aqlm, awq, bitnet, bitsandbytes, compressed_tensors, eetq, gptq, hqq, safetensors_writer
 from ..files.output import Entry, Progress, whole
 from ..grid import Grid
 from ..grid import encode as grid_codes
@@ -24,8 +24,11 @@ from .source import Source, interleaved, open_source, order, plain
 from .stream import Recoding, Stream, streams
 
 DTYPES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
-INTEGERS = {"int8": "i8", "int4": "i4", "int3": "i3", "int2": "i2", "ternary": "ternary"}
-LAYOUTS = {module.METHOD: module for module in (compressed_tensors, awq, bitnet, eetq, gptq, hqq)}
+INTEGERS = {"int8": "i8", "int4": "i4", "int3": "i3", "int2": "i2", "nf4": "nf4", "ternary": "ternary"}
+LAYOUTS = {
+    module.METHOD: module for module in (compressed_tensors, awq, bitnet, bitsandbytes, eetq, gptq, hqq)
+}
+OWN = {"nf4": "bitsandbytes", "ternary": "bitnet"}  # layouts that these have to themselves
 GROUP = 64  # columns that share a scale, with fewer than 8 bits
 
 
@@ -66,10 +69,11 @@ def to_huggingface(
     src : a GGUF file, or a folder of the kind that is written.
     dst : the folder, a new one; it appears whole or not at all.
     outtype : ``"f32"``, ``"f16"`` or ``"bf16"`` for all weights; ``"auto"`` keeps those that are of such a
-        type, and gives f16 to all others. ``"int8"``, ``"int4"``, ``"int3"``, ``"int2"`` or ``"ternary"`` for
-        linear layers (not the output matrix), and all others as by auto.
+        type, and gives f16 to all others. ``"int8"``, ``"int4"``, ``"int3"``, ``"int2"``, ``"nf4"`` or
+        ``"ternary"`` for linear layers (not the output matrix), and all others as by auto.
     layout : whose layout integers are stored in, a name in LAYOUTS; None takes compressed-tensors, for
-        ternary bitnet. Given with auto, layers that are integers already stay just these.
+        ternary bitnet, for nf4 bitsandbytes. Given with auto, layers that are integers already stay just
+        these.
     group : columns of an integer layer that share a scale; None takes whole rows with 8 bits, else 64.
     symmetric : integers without zero points.
     threads, max_size, progress : as in `quantizers.quantize`.
@@ -92,7 +96,7 @@ def to_huggingface(
     source, to = open_source(src), None
     if outtype in INTEGERS:
         whole_rows = outtype == "int8" and layout != "hqq" or outtype == "ternary"
-        layout = layout or ("bitnet" if outtype == "ternary" else "compressed-tensors")
+        layout = layout or OWN.get(outtype, "compressed-tensors")
         to = target(layout, INTEGERS[outtype], symmetric, group or (None if whole_rows else GROUP))
     elif layout is not None:
         to = present(source, layout)
@@ -221,7 +225,7 @@ def _dtype(recodings: list[Recoding]) -> str:
 
 def _encode(format: str, w: np.ndarray, importance: np.ndarray | None, target: Target) -> Tensor:
     """`formats.quantize` with the target's groups."""
-    if format in DTYPES:
+    if format in (*DTYPES, "nf4"):
         return formats.quantize(format, w)
     module = formats.get(format)
     if target.layout is hqq:

@@ -19,11 +19,13 @@ from typing import Any
 
 from ..errors import FormatError
 from ..tensor import Tensor
-from . import aqlm, awq, bitnet, compressed_tensors, eetq, gptq, hqq, safetensors, strict_json
+from . import aqlm, awq, bitnet, bitsandbytes, compressed_tensors, eetq, gptq, hqq, safetensors, strict_json
 from .source import SAFER, Allowance, all_there, brief, inside, shown
 
 Load = Callable[[Path], dict[str, Tensor]]
-QUANTIZED = {module.METHOD: module for module in (aqlm, awq, bitnet, compressed_tensors, eetq, gptq, hqq)}
+QUANTIZED = {
+    module.METHOD: module for module in (aqlm, awq, bitnet, bitsandbytes, compressed_tensors, eetq, gptq, hqq)
+}
 
 SHARD_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,200}\.safetensors")
 INDEX = "model.safetensors.index.json"
@@ -44,7 +46,7 @@ def read(path: str | os.PathLike, *, mmap: bool = True) -> tuple[dict[str, Any],
     it;
         ``{}`` when one of the last two is not there.
     tensors : name -> Tensor, under the names the files give them, in format f32, f16 or bf16; of a quantized
-        folder also i2, i3, i4, i8, ternary or aqlm (see the modules in QUANTIZED).
+        folder also i2, i3, i4, i8, nf4, ternary or aqlm (see the modules in QUANTIZED).
 
     Raises
     ------

@@ -85,6 +85,16 @@ def planes(levels: np.ndarray) -> tuple[str, ...]:
     return tuple(f"p{b}" for b in (4, 2, 1) if bits & b)
 
 
+def integral(grid: Grid) -> Grid:
+    """The grid with levels that a table holds: those that are no integers are rounded, to steps of 1/112 of
+    the largest, with which NF4's come out best: 0.0017 of it off, root mean square.
+    """
+    if grid.levels.dtype == np.int8:
+        return grid
+    step = np.abs(grid.levels).max() / np.float32(112)
+    return grid._replace(levels=np.rint(grid.levels / step).astype(np.int8), scale=grid.scale * step)
+
+
 def layout(grid: Grid, cols: int) -> tuple[np.dtype, int]:
     """The record type for rows of such a grid, and the columns of a record."""
     groups = (grid.scale if grid.scale_steps is None else grid.scale_steps).shape[1]
@@ -129,7 +139,7 @@ def room(tensors: Sequence[Tensor]) -> Lanes:
     name, groups, table = tensors[0].format, -(-rows // ROWS), np.zeros(16, np.uint8)
     if name in FLOATS:
         return Lanes(rows, cols, MEMORY.take((groups, cols, ROWS), np.dtype(FLOATS[name])), table, 0)
-    grid = formats.unpack(tensors[0], 0, 1)[1]
+    grid = integral(formats.unpack(tensors[0], 0, 1)[1])
     record, columns = layout(grid, -(-cols // RUN) * RUN)
     zero = -int(grid.levels[0])
     if "t4" in record.names:
@@ -193,7 +203,7 @@ def fill(data: np.ndarray, panel: Tensor) -> None:
         data[:] = panel.data.view(data.dtype).reshape(-1, ROWS, panel.cols).swapaxes(1, 2)
     else:
         codes, grid = formats.unpack(panel)
-        fill_grid(data, grid)
+        fill_grid(data, integral(grid))
         fill_codes(data, codes)
 
 

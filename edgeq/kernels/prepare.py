@@ -162,7 +162,7 @@ def fill(data: np.ndarray, panel: Tensor) -> None:
     codes = lanes.padded(codes, RUN, axis=1)
     wired = code_wiring(data.dtype, codes.shape[1] // data.shape[1])
     move_bits(codes, wired, data)
-    lanes.fill_grid(data, grid)
+    lanes.fill_grid(data, lanes.integral(grid))
 
 
 @cache
