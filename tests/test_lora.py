@@ -323,7 +323,7 @@ def test_the_base_is_never_written(tmp_path):
     assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
 
 
-@pytest.mark.parametrize("format", ["q4_0", "tq2_0", "q8_0"])
+@pytest.mark.parametrize("format", ["q4_0", "tq2_0", "q8_0", "nf4"])
 def test_a_quantized_base_learns_as_its_decoded_weights_do(format, tmp_path):
     """QLoRA: gradients go through the weights that the file holds, decoded where they are used."""
     from edgeq import formats
