@@ -83,8 +83,8 @@ def train_lora(
 
     A .txt file is learned as it is. Each line of a .jsonl file is {"prompt": ..., "completion": ...} or
     {"messages": [{"role": ..., "content": ...}, ...]}, of which the completion, or what the assistant says,
-    is learned. DIR gets the adapter as PEFT has it, loss.csv, and checkpoints; Ctrl-C leaves the last of
-    them, from which --resume goes on.
+    is learned. DIR gets the adapter as PEFT has it, loss.csv and loss.png, and checkpoints; Ctrl-C leaves the
+    last of them, from which --resume goes on.
     """
     from ..train.lora import Settings
     from ..train.run import train_lora as train
@@ -124,7 +124,7 @@ def train_qat(
 ) -> None:
     """Train the layers of MODEL for TYPE, such as q8_0, q4_0 or tq2_0.
 
-    The data are as for `edgeq train lora`. DIR gets model.gguf, loss.csv and checkpoints.
+    The data are as for `edgeq train lora`. DIR gets model.gguf, loss.csv, loss.png and checkpoints.
     """
     from ..train.run import train_quantized
 

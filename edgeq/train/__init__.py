@@ -9,5 +9,6 @@ scratch    models from nothing: vocabulary, first weights, stretches of a text
 qat        weights that learn as they will be stored
 lora       pairs of thin matrices that learn beside frozen ones
 adapter    such pairs as files, of PEFT and of llama.cpp
+picture    the losses as a PNG
 run        training an adapter, from names of files to files
 """

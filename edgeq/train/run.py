@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from .. import catalog, files, formats, tokenizer
 from ..errors import EdgeqError
-from . import adapter, data, lora, merge, qat
+from . import adapter, data, lora, merge, picture, qat
 from .backend import Network
 from .loop import Loop, Options, Point, Progress, checkpoints, likelihood
 from .lora import Settings
@@ -76,7 +76,7 @@ def train_lora(
     def saved() -> None:
         made = lora.adapter_of(learned, settings)
         adapter.write_peft(folder, made, settings, network.module, network.config, str(model))
-        loop.write_curve(folder / "loss.csv")
+        write_curve(loop)
 
     about = asdict(settings) | {"teacher": teacher and str(teacher)}
     loop = Loop(network, learned, order, chosen, folder, begin=begin, loss=master or likelihood, about=about)
@@ -139,9 +139,15 @@ def train_quantized(
     loop = Loop(network, learned, order, chosen, folder, begin=begin, loss=teacher or likelihood, about=about)
     if resume:
         loop.resume()
-    loop.run(progress, lambda: loop.write_curve(folder / "loss.csv"))
+    loop.run(progress, lambda: write_curve(loop))
     merge.write(path, qat.exported(network), {}, folder / "model.gguf", progress=progress)
     return Outcome(folder, loop.curve)
+
+
+def write_curve(loop: Loop) -> None:
+    """The losses of a run, as numbers and as a picture."""
+    loop.write_curve(loop.folder / "loss.csv")
+    picture.write(loop.folder / "loss.png", [point.loss for point in loop.curve])
 
 
 def _teacher(model: str | os.PathLike[str], student: Network, progress: Progress | None) -> qat.Teacher:
