@@ -28,11 +28,11 @@ FARTHEST = 120.0  # exponents beyond are this one, so that 0**p is no number tha
 
 def power(x: np.ndarray, p: float) -> np.ndarray:
     """x**p, float32 as x, which is not negative."""
-    p = np.float32(p)
+    exponent = np.float32(p)
     bits = x.view(np.int32)
     e = (bits - np.int32(LEAST)) >> 23
     f = (bits - (e << 23)).view(np.float32) - np.float32(1)
-    y = e.astype(np.float32) * p + horner(LOG2, f) * f * p
+    y = e.astype(np.float32) * exponent + horner(LOG2, f) * f * exponent
     y = np.minimum(np.maximum(y, np.float32(-FARTHEST)), np.float32(FARTHEST))
     k = np.rint(y)
     z = horner(EXP2, y - k)

@@ -102,7 +102,7 @@ class Block:
         for step, i in enumerate(order):
             wanted, y = self.old(states[i], self.sequences), self.new(states[i], self.sequences)
             tape.backward(y, (y.value - wanted) / np.square(wanted).sum(axis=1, keepdims=True))
-            gradients = {name: var.grad for name, var in self.learned.items()}
+            gradients = {name: var.grad for name, var in self.learned.items() if var.grad is not None}
             adam.step(weights, gradients, optim.rate(step, len(order), rate, round(WARMUP * len(order))))
             for var in self.learned.values():
                 var.node.grad = None
@@ -138,7 +138,8 @@ def tune(
     was, now = (Network(plain(p.meta), layerwise.arranged(p), p.source, hold=False) for p in (before, after))
     sequences = [Sequences(windows.shape[1], now.inner.ropes(windows.shape[1]))]
     states = [tape.value(now.inner.embed(window)) for window in windows]
-    rng, made = np.random.default_rng(calibration.seed), {}
+    rng = np.random.default_rng(calibration.seed)
+    made: dict[str, Tensor] = {}
     for done, (old, new) in enumerate(zip(was.layers, now.layers, strict=True)):
         if progress:
             progress("tuning layers", done, len(now.layers))
