@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import math
 import re
 import xml.etree.ElementTree as ET
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ from typing import Any
 
 import click
 import pytest
+from folders import complete
 
 import edgeq
 from edgeq import cli, files
@@ -41,6 +43,7 @@ def runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Runs:
         return run(verb, *words, *(["--backend", "numpy"] if verb in ("perplexity", "bench") else []))
 
     monkeypatch.setattr(laboratory, "execute", execute)
+    monkeypatch.setattr("edgeq.evaluate.compare.SHORT", math.inf)
     monkeypatch.setenv("EDGEQ_CACHE", str(tmp_path / "cache"))
     return made
 
@@ -122,13 +125,48 @@ def test_other_methods(runs: Runs, asked: dict[str, Any]) -> None:
     assert [row["name"] for row in found.rows] == ["stories260k", "q4_1", "q4_1 hqq"]
     assert found.rows[1]["sha256"] != found.rows[2]["sha256"]
     look = ["--method", "hqq", "--calibration", str(asked["text"]), "--chunks", "2"]
-    made = [list(words) for verb, words in runs if verb == "quantize"]
-    assert [words[-6:] == look for words in made] == [False, False, True, True]
+    made = [list(words) for verb, words in runs if verb == "quantize" and "--dry-run" not in words]
+    assert [words[3:9] == look for words in made] == [False, False, True, True]
     done = len(runs)
     compare(**more)
     assert [verb for verb, _ in runs[done:]] == ["--version"]
     compare(**more | {"pieces": 3})
-    assert [verb for verb, _ in runs[done:]].count("quantize") == 2
+    assert [verb for verb, words in runs[done:] if "--dry-run" not in words].count("quantize") == 2
+
+
+def test_folders(runs: Runs, asked: dict[str, Any], tmp_path: Path) -> None:
+    """Integers in groups, and methods that have a type of their own."""
+    more = {"base": complete("llama", tmp_path / "base"), "types": ["i4-g32-asym"], "methods": ["rtn", "hqq"]}
+    found = compare(**asked | more, folders=["dynamic"])
+    assert [row["name"] for row in found.rows] == ["base", "i4-g32-asym", "i4-g32-asym hqq", "dynamic"]
+    assert [row["type"] for row in found.rows] == [None, "i4-g32-asym", "i4-g32-asym", None]
+    for row, format in zip(found.rows[1:], ("i4", "i4", "i8"), strict=True):
+        assert max(row["formats"], key=row["formats"].get) in (format, "f16", "f32")
+        assert format in row["formats"]
+        assert Path(row["path"]).is_dir()
+        assert 0 < row["weight_error"] < 0.1
+        assert row["estimates"]["kld_mean"]["value"] < 0.5
+    done = len(runs)
+    assert compare(**asked | more, folders=["dynamic"]).rows == found.rows
+    assert len(runs) == done + 1
+    page(found.about, found.rows)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"types": ["q4_1", "q4_0"], "methods": ["hqq"]}, "no matrix gets a type with offsets"),
+        ({"types": ["i4-g32"]}, "172 columns, which are no whole groups of 32"),
+        ({"types": ["i4"], "methods": ["imatrix"], "imatrix": __file__}, "is for all layers of a folder"),
+        ({"methods": ["aqlm"]}, "GGUF files have no type for aqlm"),
+    ],
+)
+def test_what_cannot_be_made_is_said_first(
+    runs: Runs, asked: dict[str, Any], changes: dict[str, Any], says: str
+) -> None:
+    with pytest.raises((EdgeqError, click.UsageError), match=says):
+        compare(**asked | changes)
+    assert all("--dry-run" in words for verb, words in runs if verb != "--version")
 
 
 def test_a_lost_file_is_made_again(runs: Runs, asked: dict[str, Any]) -> None:
@@ -350,14 +388,14 @@ def test_names_do_not_cover_each_other() -> None:
 def test_the_command(runs: Runs, asked: dict[str, Any], tmp_path: Path, capsys: Any) -> None:
     words = [asked["base"], "-f", asked["text"], "-c", 64, "--chunks", 2, "-p", 8, "-n", 4, "-t", 1]
     output = tmp_path / "page.html"
-    out = run("compare", *words, "--bits", "8", "-o", output)
+    out = run("compare", *words, "--types", "q8_0", "-o", output)
     assert "llama.cpp, 2 chunks of 64 tokens, tokens 33 to 63 of each scored, 62 in all" in out
     assert "q8_0" in out
     stored = json.loads(output.with_suffix(".json").read_text())
     assert f"{stored['models'][1]['bytes']:,}" in out
     assert "[1/" in capsys.readouterr().err
     assert "<html" in output.read_text(encoding="utf-8")
-    assert json.loads(run("compare", *words, "--bits", "8", "-o", output, "--json")) == {
+    assert json.loads(run("compare", *words, "--types", "q8_0", "-o", output, "--json")) == {
         **stored, "about": stored["about"] | {"date": json.loads(
             output.with_suffix(".json").read_text())["about"]["date"]},
     }  # fmt: skip
@@ -366,7 +404,8 @@ def test_the_command(runs: Runs, asked: dict[str, Any], tmp_path: Path, capsys: 
 @pytest.mark.parametrize(
     ("more", "says"),
     [
-        (["--bits", "7"], "--bits are 8, 6, 5, 4, 3, 2"),
+        (["--bits", "5"], "--bits are 8, 4, 3, 2"),
+        (["--bits", "4", "--methods", "aqlm"], "aqlm has a type of its own, without --types or --bits"),
         (["-o", "page.pdf"], "ends in .html"),
         ([], "nothing to compare"),
         (["--types", "q8_0", "--methods", "awq+x"], "unknown method 'x'"),

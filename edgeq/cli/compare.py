@@ -20,12 +20,15 @@ def _names(ctx: click.Context, param: click.Parameter, value: str | None) -> lis
 
 OPTIONS = (
     option("-f", "--file", "text", required=True, type=TEXT_FILE, help="A text to predict, in UTF-8."),
-    option("--types", metavar="TYPE[,TYPE...]", callback=_names, help="Quantize BASE to these, too."),
+    option("--types", metavar="TYPE[,TYPE...]", callback=_names,
+            help="Quantize BASE to these, too: q4_k_m, i4-g64-asym, all that edgeq quantize knows."),
     option("--bits", metavar="N[,N...]", callback=_names,
-            help="The same by bits: 8, 6, 5, 4, 3, 2 are q8_0, q6_k, q5_k_m, q4_k_m, q3_k_m, q2_k."),
+            help="The same by bits: 8, 4, 3, 2 are integers in groups, on which all methods can be compared, "
+            "i8-g64-asym, i4-g64-asym, i3-g64-asym and i2-g32-asym."),
     option("--methods", metavar="NAME[,NAME...]", callback=_names,
-            help="How: rtn rounds, imatrix weighs by importance, and all that edgeq quantize --method knows: "
-            "gptq, awq+gptq. Unless given: rtn, with --imatrix both."),
+            help="How: rtn rounds, imatrix weighs by importance (GGUF types only), and all that edgeq "
+            "quantize --method knows: hqq, awq+gptq. Those that have a type of their own, such as aqlm, make "
+            "one model each. Unless given: rtn, with --imatrix both."),
     option("--imatrix", metavar="FILE", type=TEXT_FILE, help="An importance matrix, see edgeq imatrix."),
     option("--calibration", metavar="FILE", type=TEXT_FILE,
             help="A text that methods look at, another than FILE. Unless given, BASE makes one up."),
@@ -79,10 +82,14 @@ def command(
     wanted = [*(types or []), *(BITS.get(n, "") for n in bits or [])]
     if "" in wanted:
         raise click.UsageError(f"--bits are {', '.join(BITS)}")
-    if methods and not wanted:
-        wanted = list(BITS.values())
+    methods = methods or ([PLAIN, WEIGHED] if imatrix else [PLAIN])
+    folders = [name for name in methods if name.rpartition("+")[2] in layerwise.FOLDERS]
+    methods = [name for name in methods if name not in folders]
+    if wanted and not methods:
+        raise click.UsageError(f"{folders[0]} has a type of its own, without --types or --bits")
     with usage(), progress() as report:
-        layerwise.check("+".join(name for name in methods or () if name not in (PLAIN, WEIGHED)) or PLAIN)
+        for name in methods:
+            layerwise.check(PLAIN if name == WEIGHED else name)
         for name in (base, *models):
             catalog.resolve(name, report)
     with usage(), orderly():
@@ -90,7 +97,8 @@ def command(
             base,
             models,
             types=wanted,
-            methods=methods or (["rtn", "imatrix"] if imatrix else ["rtn"]),
+            methods=methods,
+            folders=folders,
             imatrix=imatrix,
             ctx=ctx or None,
             chunks=max(chunks, 0) or None,

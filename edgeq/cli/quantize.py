@@ -138,10 +138,12 @@ def command(
             plan = quantizers.plan(path, names[-1], **options)
         else:
             plan = quantizers.automatic(path, bits, look, bar, **options)
+    if len(names) > fixed:
+        with usage():
+            quantizers.check(plan, names[1], method, layout)
     if dry_run:
         print_plan(plan)
         return
-    quantizers.check(plan, names[1], method, layout)
     errors: dict[str, float] = {}
     found = errors.__setitem__ if report else None
     with usage(), progress() as bar, orderly():

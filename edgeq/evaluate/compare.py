@@ -14,6 +14,7 @@ import json
 import math
 import os
 import re
+import shutil
 import statistics
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -25,13 +26,14 @@ from typing import Any, NamedTuple
 from .. import catalog
 from ..errors import EdgeqError
 from ..paths import cache_dir
+from ..uniform import kind
 from .laboratory import Laboratory, Progress, command, write
 from .page import page
 
 ROUNDS, REPETITIONS = 3, 2  # of speed
 SHORT = 60.0  # seconds; a quantization that takes less is repeated
-# What a number of bits stands for where no type is named.
-BITS = {"8": "q8_0", "6": "q6_k", "5": "q5_k_m", "4": "q4_k_m", "3": "q3_k_m", "2": "q2_k"}
+# What a number of bits stands for: grids that all methods know how to use.
+BITS = {"8": "i8-g64-asym", "4": "i4-g64-asym", "3": "i3-g64-asym", "2": "i2-g32-asym"}
 PLAIN, WEIGHED = "rtn", "imatrix"  # the two ways to quantize that are no --method
 
 
@@ -41,25 +43,33 @@ class Way(NamedTuple):
     Attributes
     ----------
     method : "rtn", "imatrix", or what `edgeq quantize --method` knows, such as "awq+gptq".
+    type : that it makes; None for a method that has its own.
     imatrix : importance matrix, used by "imatrix" only.
     calibration : text that the other methods look at.
     pieces : how many pieces of it.
     """
 
     method: str
+    type: str | None
     imatrix: Path | None
     calibration: Path | None
     pieces: int
 
     @property
+    def name(self) -> str:
+        """On the page."""
+        return " ".join(filter(None, [self.type, None if self.method == PLAIN else self.method]))
+
+    @property
     def words(self) -> list[str]:
-        """Options of `edgeq quantize`."""
+        """Type and options of `edgeq quantize`."""
+        type = [self.type] if self.type else []
         if self.method == PLAIN:
-            return []
+            return type
         if self.method == WEIGHED:
-            return ["--imatrix", str(self.imatrix)]
+            return [*type, "--imatrix", str(self.imatrix)]
         look = ["--calibration", str(self.calibration)] if self.calibration else []
-        return ["--method", self.method, *look, "--chunks", str(self.pieces)]
+        return [*type, "--method", self.method, *look, "--chunks", str(self.pieces)]
 
     @property
     def inputs(self) -> list[Path]:
@@ -110,6 +120,7 @@ def compare(
     text: str | os.PathLike,
     types: Sequence[str] = (),
     methods: Sequence[str] = ("rtn",),
+    folders: Sequence[str] = (),
     imatrix: str | os.PathLike | None = None,
     calibration: str | os.PathLike | None = None,
     pieces: int = 128,
@@ -129,9 +140,10 @@ def compare(
     base : the original: a GGUF file, a Hugging Face folder, or a name of the catalog.
     models : quantizations of it.
     text : file with a text in UTF-8 that is to be predicted.
-    types : quantize the base to these, too: ``["q8_0", "q4_k_m"]``. The files stay in edgeq's cache.
+    types : quantize the base to these, too: ``["q8_0", "i4-g64-asym"]``. The files stay in edgeq's cache.
     methods : how: ``"rtn"`` as `quantize` does it without more, ``"imatrix"`` with importance, or a method
         of `quantize`: ``"gptq"``, ``"awq+gptq"``.
+    folders : methods that make no type but their own, once each: ``"aqlm"``.
     imatrix : file with an importance matrix, for "imatrix".
     calibration, pieces : file with a text that those methods look at, not the one that is predicted, and how
         many pieces of it; without one the model makes a text up.
@@ -151,15 +163,20 @@ def compare(
         raise ValueError(f"method {WEIGHED} needs an importance matrix")
     weights, look = (None if file is None else Path(file) for file in (imatrix, calibration))
     origin, files = catalog.resolve(base), [catalog.resolve(model) for model in models]
-    plan = [(Way(method, weights, look, pieces), type) for type in types for method in methods]
-    if not files and not plan:
+    made = [(method, type) for type in types for method in methods]
+    ways = [Way(*pair, weights, look, pieces) for pair in [*made, *((name, None) for name in folders)]]
+    if not files and not ways:
         raise ValueError("nothing to compare with the base: name models, or types to make of it")
     common = [] if threads is None else ["-t", str(threads)]
     lab = Laboratory(None if state is None else Path(state), progress)
-    count = 1 + len(files) + len(plan)
-    lab.expect(quantize=len(plan), verify=count, perplexity=count, bench=count * ROUNDS)
+    count = 1 + len(files) + len(ways)
+    lab.expect(quantize=len(ways), verify=count, perplexity=count, bench=count * ROUNDS)
     candidates = [Candidate(n, p) for n, p in zip(names([origin, *files]), [origin, *files], strict=True)]
-    candidates += [quantized(lab, origin, way, type, common) for way, type in plan]
+    places = [place(lab, origin, way) for way in ways]
+    for way, path in zip(ways, places, strict=True):
+        if not path.exists():  # what cannot be made is said before anything is
+            lab.rehearse("quantize", [str(origin), str(path), *way.words, "--dry-run"])
+    candidates += [quantized(lab, origin, way, path, common) for way, path in zip(ways, places, strict=True)]
     predict = ["-f", str(text), "--protocol", protocol, "-c", str(ctx or 0), "--chunks", str(chunks or -1)]
     speed = ["-p", str(prompt), "-n", str(gen), "-r", str(REPETITIONS)]
     rows: list[dict[str, Any]] = []
@@ -193,22 +210,29 @@ def compare(
     return Comparison(about, rows)
 
 
-def quantized(lab: Laboratory, origin: Path, way: Way, type: str, common: Sequence[str]) -> Candidate:
-    """A quantization of the base, in edgeq's cache."""
-    inputs = [origin, *way.inputs]
+def place(lab: Laboratory, origin: Path, way: Way) -> Path:
+    """Where a quantization of the base is, or will be, in edgeq's cache."""
     pieces = [] if way.method in (PLAIN, WEIGHED) else [str(way.pieces)]
-    mark = lab.key("quantize", [way.method, type, *pieces], inputs, 0)[:16]
-    path = cache_dir("quantized") / f"{names([origin])[0]}-{mark}-{type}.gguf"
-    words = [str(origin), str(path), type, *common, *way.words]
+    mark = lab.key("quantize", [way.method, way.type or "", *pieces], [origin, *way.inputs], 0)[:16]
+    folder = way.type is None or kind(way.type.lower())
+    name = f"{names([origin])[0]}-{mark}-{way.type or way.method}"
+    return cache_dir("quantized") / (name if folder else f"{name}.gguf")
+
+
+def quantized(lab: Laboratory, origin: Path, way: Way, path: Path, common: Sequence[str]) -> Candidate:
+    """A quantization of the base."""
+    inputs = [origin, *way.inputs]
+    words = [str(origin), str(path), *way.words, *common]
     if not path.exists():
         for turn in range(2):
             lab.forget("quantize", words, *inputs, turn=turn)
-    name = type if way.method == PLAIN else f"{type} {way.method}"
-    seconds = lab.run("quantize", name, words, *inputs)["seconds"]
+    seconds = lab.run("quantize", way.name, words, *inputs)["seconds"]
     if seconds < SHORT:
         lab.expected["quantize"] += 1
-        seconds = min(seconds, lab.run("quantize", name, words, *inputs, turn=1)["seconds"])
-    return Candidate(name, path, way.method, type, seconds)
+        if path.is_dir() and lab.key("quantize", words, inputs, 1) not in lab.results:
+            shutil.rmtree(path)  # only files are replaced
+        seconds = min(seconds, lab.run("quantize", way.name, words, *inputs, turn=1)["seconds"])
+    return Candidate(way.name, path, way.method, way.type, seconds)
 
 
 def described(c: Candidate, found: Mapping[str, Any]) -> dict[str, Any]:

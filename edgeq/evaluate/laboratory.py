@@ -64,6 +64,10 @@ class Laboratory:
         self.seconds[verb].append(self.results[key]["seconds"])
         return self.results[key]
 
+    def rehearse(self, verb: str, words: Sequence[str]) -> None:
+        """Run `edgeq VERB WORDS`, which measures nothing; EdgeqError when it fails."""
+        execute(verb, words, quiet=True)
+
     def forget(self, verb: str, words: Sequence[str], *inputs: Path, turn: int = 0) -> None:
         """Measure that again."""
         self.results.pop(self.key(verb, words, inputs, turn), None)

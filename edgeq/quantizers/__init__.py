@@ -30,7 +30,7 @@ from ..files.imatrix import Imatrix
 from ..files.imatrix import read as read_imatrix
 from ..files.output import Entry
 from ..tensor import Tensor
-from . import auto, integers, layerwise, mix
+from . import auto, hqq, integers, layerwise, mix
 from .layerwise import Calibration as Calibration
 
 Progress = Callable[[str, int, int], None]
@@ -128,18 +128,20 @@ def plan(
     imatrix : a file with an importance matrix.
     options : see `mix.Options`.
     """
-    source = open_source(catalog.resolve(src))
-    weights = None if imatrix is None else read_imatrix(imatrix)
     name = type.lower()
     name = mix.ALIASES.get(name, name)
+    kind = uniform.kind(name)
+    given = [key for key, value in {**options, "imatrix": imatrix}.items() if value]
+    if kind and given:
+        raise ValueError(f"{name} is for all layers of a folder, without {', '.join(given)}")
+    source = open_source(catalog.resolve(src))
+    weights = None if imatrix is None else read_imatrix(imatrix)
     if name in ("copy", "nearest"):
         source = _held(source, exactly=name == "copy")
         types = {key: source.tensors[key].format for key in sorted(source.tensors, key=order)}
     elif name in mix.MIXES:
         types = mix.plan(source.meta, source.tensors, name, imatrix=weights is not None, **options)
-    elif kind := uniform.kind(name):
-        if given := [key for key, value in {**options, "imatrix": imatrix}.items() if value]:
-            raise ValueError(f"{name} is for all layers of a folder, without {', '.join(given)}")
+    elif kind:
         types = integers.types(source, kind, name)
     else:
         names = [*mix.MIXES, "copy", "nearest", "i8", "i4-g64", "i4-g64-asym and other integers"]
@@ -193,7 +195,12 @@ def automatic(
 
 def check(plan: Plan, dst: str | os.PathLike, method: str = "rtn", layout: str | None = None) -> None:
     """EdgeqError, before any time is spent, if what a method makes of a plan cannot be written there."""
+    layerwise.check(method)
     last = method.lower().rpartition("+")[2]
+    if last == "hqq" and not any(map(hqq.has_offsets, layerwise.to_encode(plan).values())):
+        raise EdgeqError(
+            "no matrix gets a type with offsets, which are all that hqq chooses: take q4_1, i4-g64-asym"
+        )
     kind = last if last in layerwise.FOLDERS else None
     for r in plan.recodings:
         kind = kind or (r.format if formats.parts(formats.get(r.format)) else None)
