@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Train the models in models/: a small Llama from nothing, and from it one with ternary weights.
 
-    OPENBLAS_NUM_THREADS=1 python tools/train_nano.py tinystories.txt -o FOLDER
+    python tools/train_nano.py tinystories.txt -o FOLDER
 
 The text holds short texts with <|endoftext|> between them; the last of them are held out. FOLDER gets
 nano.gguf in float16 and nano-ternary.gguf in TQ2_0, as they were when they predicted the held-out texts best,
