@@ -110,8 +110,8 @@ def command(
 ) -> None:
     """Write the model SRC to DST as TYPE.
 
-    SRC is a Hugging Face folder, a .gguf file, or the name of a model. DST is a GGUF file with most types,
-    and each tensor gets the one that llama-quantize would give it:
+    SRC is a Hugging Face folder, a .gguf file, or the name of a model. DST is a GGUF file, in which each
+    tensor gets the type that llama-quantize would give it, where TYPE is one of:
 
     f32, f16, bf16, q8_0, q6_k, q5_k_m, q5_k_s, q4_k_m, q4_k_s, q3_k_l, q3_k_m, q3_k_s, q2_k, iq4_nl, iq4_xs,
     q5_1, q5_0, q4_1, q4_0, tq1_0, tq2_0, mxfp4_moe, copy.
