@@ -80,8 +80,7 @@ def gptq(
         raise ValueError("weights that are no finite numbers")
     h = damped(h, damp)
     span = cols if static or order == "columns" else target.width  # columns that get their grids together
-    sequence = _sequence(np.diagonal(h), order, target.width)
-    u = inverse_root(h[np.ix_(sequence, sequence)], damp)
+    sequence, u = _in_turn(h, target, damp, order)
     cost = 1 / np.diagonal(u) ** 2 if span < cols else np.diagonal(h)[sequence]
     feedback = _fixed(u / np.diagonal(u)[:, None], 2.0**-FEEDBACK_BITS)
     unit = 2.0 ** math.ceil(math.log2(np.abs(w).max(initial=np.finfo(np.float32).tiny)))
@@ -120,11 +119,16 @@ def costs(h: np.ndarray, target: Target, damp: float, order: str | None) -> np.n
     """What an error in each column costs after those behind it have made up for it: 1 / U_jj², float64
     (cols,).
     """
-    h = damped(h, damp)
-    sequence = _sequence(np.diagonal(h), order, target.width)
+    sequence, u = _in_turn(damped(h, damp), target, damp, order)
     cost = np.empty(len(h))
-    cost[sequence] = 1 / np.diagonal(inverse_root(h[np.ix_(sequence, sequence)], damp)) ** 2
+    cost[sequence] = 1 / np.diagonal(u) ** 2
     return cost
+
+
+def _in_turn(h: np.ndarray, target: Target, damp: float, order: str | None) -> tuple[np.ndarray, np.ndarray]:
+    """The order of the columns, int (cols,), and U of them in that order."""
+    sequence = _sequence(np.diagonal(h), order, target.width)
+    return sequence, inverse_root(h[np.ix_(sequence, sequence)], damp)
 
 
 def round_block(
