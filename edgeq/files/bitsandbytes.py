@@ -161,6 +161,7 @@ def entries(
     blocks = rows * cols // BLOCK
     runs = -(-blocks // NESTED)
 
+    @cache
     def nested() -> tuple[np.ndarray, np.ndarray, np.float32]:
         return doubled(np.concatenate(parts["scale"]).reshape(-1))
 
