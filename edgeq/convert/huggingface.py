@@ -232,9 +232,8 @@ def _encode(format: str, w: np.ndarray, importance: np.ndarray | None, target: T
         grid = uniform.covering(w, module.BITS, target.scheme.group)
         return formats.pack(format, grid_codes(w, grid), grid)
     grid = uniform.fit(w, module.BITS, symmetric=target.symmetric, per=target.group or "row")
-    if (
-        target.layout is not compressed_tensors and target.group is None
-    ):  # scales are float16 there, and codes are chosen for these
+    if target.group is None and target.layout is not compressed_tensors:
+        # scales of rows are float16 there, too, and codes are chosen for these
         parts = module.parts(grid)
         grid = uniform.grid_of(
             module.BITS, parts["scale"].astype(np.float16).astype(np.float32), parts.get("zero")
