@@ -42,6 +42,11 @@ class Recoding(NamedTuple):
     importance: np.ndarray | None = None
 
     @property
+    def arranged(self) -> Tensor:
+        """The tensor with its rows in the result's order."""
+        return self.tensor if self.rows is None else formats.take(self.tensor, self.rows)
+
+    @property
     def nbytes(self) -> int:
         """Bytes of the result."""
         if self.format == self.tensor.format:

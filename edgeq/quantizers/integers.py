@@ -34,7 +34,7 @@ def matrices(plan: "Plan") -> Iterator[tuple[Tensor, np.ndarray]]:
                 f"{plan.source}: tensor {r.tensor.name} is {r.tensor.format} already, and would lose a "
                 "second time. Start from the original"
             )
-        tensor = r.tensor if r.rows is None else formats.take(r.tensor, r.rows)
+        tensor = r.arranged
         yield tensor, formats.dequantize(tensor)
 
 

@@ -168,7 +168,7 @@ def hqq(
     solver, compiled = Solver(p, beta, kappa, rounds), calibration.backend == "numba"
 
     def encode(r: Recoding) -> tuple[Tensor, float]:
-        w = formats.dequantize(r.tensor if r.rows is None else formats.take(r.tensor, r.rows))
+        w = formats.dequantize(r.arranged)
         codes, grid = hqq_onto(r.format, w, solver=solver, compiled=compiled)
         coded = formats.pack(r.format, codes, grid)._replace(name=r.tensor.name)
         return coded, of_weights(w, formats.dequantize(coded)) if found else 0
@@ -357,16 +357,13 @@ def to_encode(plan: "Plan", *, everywhere: bool = False) -> dict[str, str]:
 
 def arranged(plan: "Plan") -> dict[str, Tensor]:
     """The tensors as GGUF wants their rows."""
-    return {
-        r.tensor.name: r.tensor if r.rows is None else formats.take(r.tensor, r.rows) for r in plan.recodings
-    }
+    return {r.tensor.name: r.arranged for r in plan.recodings}
 
 
 def _weights(plan: "Plan", names: Mapping[str, str]) -> Iterator[tuple[str, np.ndarray]]:
     for r in plan.recodings:
         if r.tensor.name in names:
-            tensor = r.tensor if r.rows is None else formats.take(r.tensor, r.rows)
-            yield r.tensor.name, formats.dequantize(tensor)
+            yield r.tensor.name, formats.dequantize(r.arranged)
 
 
 def inputs_of(
