@@ -44,6 +44,27 @@ def test_sgd_is_its_formula():
     np.testing.assert_allclose(w["w"], (0.99 - 0.1) * 0.99 - 0.15, rtol=1e-6)
 
 
+@pytest.mark.parametrize("shape", [(3, 8), (8, 3), (5, 5)])
+def test_muon_takes_equal_steps_in_all_directions(shape):
+    rng = np.random.default_rng(0)
+    g = rng.standard_normal(shape).astype("f4")
+    u, s, vt = np.linalg.svd(g.astype("f8"), full_matrices=False)
+    s /= np.linalg.norm(s)
+    for _ in range(5):
+        s = 3.4445 * s - 4.775 * s**3 + 2.0315 * s**5
+    np.testing.assert_allclose(optim.orthogonal(g), (u * s) @ vt, atol=1e-4)
+
+    w = {"blk.0.attn_q.weight": np.ones(shape, "f4"), "token_embd.weight": np.ones(shape, "f4")}
+    like_adam = {"token_embd.weight": np.ones(shape, "f4")}
+    muon, adam = optim.Muon(decay=0.1), optim.AdamW(betas=(0.9, 0.99), decay=0.1)
+    muon.step(w, dict.fromkeys(w, g), 0.01)
+    adam.step(like_adam, dict.fromkeys(like_adam, g), 0.01)
+    # momentum has no direction of its own yet
+    expected = 1 - 0.01 * 0.1 - 0.01 * 0.2 * max(shape) ** 0.5 * ((u * s) @ vt)
+    np.testing.assert_allclose(w["blk.0.attn_q.weight"], expected, atol=1e-6)
+    np.testing.assert_array_equal(w["token_embd.weight"], like_adam["token_embd.weight"])
+
+
 def test_rates_rise_and_fall():
     rates = [optim.rate(step, 10, 1.0, 2, 0.1) for step in range(11)]
     assert rates[:3] == [0.5, 1.0, 1.0]

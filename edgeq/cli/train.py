@@ -40,7 +40,7 @@ STEPS = (
     option("--lr", "rate", type=click.FloatRange(0, min_open=True), default=2e-4,
             help="Highest learning rate."),
     option("--warmup", type=click.IntRange(0), default=0, help="Steps that rise to it."),
-    option("--optimizer", type=click.Choice(["adamw", "sgd"]), default="adamw"),
+    option("--optimizer", type=click.Choice(["adamw", "sgd", "muon"]), default="adamw"),
     option("--decay", type=click.FloatRange(0), default=0.0, help="Weight decay."),
     option("--clip", type=click.FloatRange(0, min_open=True), default=1.0, help="Longest gradient."),
     option("-s", "--seed", type=click.IntRange(0), default=0),

@@ -72,7 +72,7 @@ class Options:
     rate: float = 2e-4
     warmup: int = 0
     floor: float = 0.1
-    optimizer: Literal["adamw", "sgd"] = "adamw"
+    optimizer: Literal["adamw", "sgd", "muon"] = "adamw"
     decay: float = 0.0
     clip: float = 1.0
     seed: int = 0

@@ -3,6 +3,8 @@
     AdamW (arXiv 1711.05101)    m = β₁ m + (1 - β₁) g      v = β₂ v + (1 - β₂) g²
                                 w -= lr (m̂ / (√v̂ + ε) + decay w),  m̂ = m / (1 - β₁ᵗ),  v̂ = v / (1 - β₂ᵗ)
     SGD                         m = momentum m + g         w -= lr (m + decay w)
+    Muon                        m = momentum m + g         w -= lr (0.2 √max(rows, cols) UVᵀ + decay w),
+                                for g + momentum m = UΣVᵀ, of the matrices in layers; all else by AdamW
 
 Only matrices decay: a gain or a bias has no reason to be near zero. What an optimizer remembers is in
 `state`, arrays by name, so that whoever stores them can go on as if nothing had been.
@@ -14,6 +16,7 @@ from math import cos, pi
 import numpy as np
 
 Arrays = Mapping[str, np.ndarray]
+NEWTON_SCHULZ = (3.4445, -4.775, 2.0315)  # Jordan's, steep at 0
 
 
 class AdamW:
@@ -73,8 +76,52 @@ class SGD:
             w -= np.float32(rate) * m
 
 
-Optimizer = AdamW | SGD
-OPTIMIZERS = {"adamw": AdamW, "sgd": SGD}
+class Muon(AdamW):
+    """All directions of a layer's matrix step equally far; what is not such a matrix is AdamW's.
+
+    A training from nothing needs half of AdamW's steps or less.
+
+    Sources: Jordan et al., https://kellerjordan.github.io/posts/muon, for the method; Liu et al., arXiv
+    2502.16982, equation 4, for the size of a step, with which AdamW's rates and decays do for both.
+
+    Attributes
+    ----------
+    momentum : of the matrices.
+    """
+
+    def __init__(self, *, momentum: float = 0.95, decay: float = 0.0) -> None:
+        super().__init__(betas=(0.9, 0.99), decay=decay)
+        self.momentum = momentum
+
+    def step(self, weights: Arrays, gradients: Arrays, rate: float) -> None:
+        """Change each weight that has a gradient."""
+        matrices = {name: g for name, g in gradients.items() if name.startswith("blk.") and g.ndim == 2}
+        super().step(weights, {name: g for name, g in gradients.items() if name not in matrices}, rate)
+        momentum = np.float32(self.momentum)
+        for name, g in matrices.items():
+            w = weights[name]
+            m = self.state.setdefault(f"m.{name}", np.zeros_like(w))
+            m *= momentum
+            m += g
+            w *= np.float32(1 - rate * self.decay)
+            w -= np.float32(0.2 * rate * max(w.shape) ** 0.5) * orthogonal(g + momentum * m)
+
+
+def orthogonal(g: np.ndarray) -> np.ndarray:
+    """UVᵀ of g = UΣVᵀ, nearly: each singular value s becomes p(p(p(p(p(s / ‖g‖))))), p(s) = a s + b s³ + c s⁵,
+    which for most is between 0.7 and 1.2.
+    """
+    a, b, c = (np.float32(x) for x in NEWTON_SCHULZ)
+    x = g / (np.linalg.norm(g) + np.float32(1e-7))
+    wide = x if len(x) <= x.shape[1] else x.T
+    for _ in range(5):
+        square = wide @ wide.T
+        wide = a * wide + (b * square + c * square @ square) @ wide
+    return wide if len(x) <= x.shape[1] else wide.T
+
+
+Optimizer = AdamW | SGD | Muon
+OPTIMIZERS = {"adamw": AdamW, "sgd": SGD, "muon": Muon}
 
 
 def rate(step: int, steps: int, peak: float, warmup: int, floor: float = 0.0) -> float:
