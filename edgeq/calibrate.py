@@ -293,7 +293,8 @@ def walk(
         linears = {name: value for name, value in vars(layer).items() if isinstance(value, Held)}
         for linear in linears.values():
             linear.hold()
-        streams = [[Passage(layer, state, [cache]) for state in stream] for stream in states]
+        streams = [[Passage(layer, x, [cache]) for x in stream] for stream in states]
+        states.clear()
         vars(layer).update({name: partial(wait, linear) for name, linear in linears.items()})
         try:
             with arch.turn(model.ops, model.threads):
@@ -307,7 +308,7 @@ def walk(
                     _go_on(streams[0], at, windows, cache)
                     for stream in streams[1:]:
                         _go_on(stream, at.at_first, windows, cache)
-            states = [[np.array(passage.x) for passage in stream] for stream in streams]
+            states = [[np.array(passage.take()) for passage in stream] for stream in streams]
         finally:
             for passage in chain(*streams):
                 passage.end()
@@ -355,24 +356,23 @@ class Passage(threading.Thread):
     Attributes
     ----------
     at : the linear where it waits; None before it starts and once it is through.
-    x : what that linear is given; in the end, what the layer made.
+    x : what that linear is given; before, what the layer is given; in the end, what the layer made.
     """
 
-    def __init__(self, layer: Callable, *args: Any) -> None:
+    def __init__(self, layer: Callable, x: np.ndarray, caches: Sequence[Any]) -> None:
         super().__init__(daemon=True)
-        self.layer, self.args = layer, args
+        self.layer, self.x, self.caches = layer, x, caches
         self.at: Held | None = None
-        self.x: Any = None
         self.error: BaseException | None = None
         self.answers: SimpleQueue[Any] = SimpleQueue()
         self.arrived = threading.Semaphore(0)
 
     def go_on(self, answer: Any) -> None:
         """Give it what it waits for, and wait until it is at the next linear, or through."""
-        self.x = None
         if self.ident is None:
             self.start()
         else:
+            self.x = None
             self.answers.put(answer)
         self.arrived.acquire()
         if self.error:
@@ -384,10 +384,16 @@ class Passage(threading.Thread):
             self.answers.put(_End)
             self.join()
 
+    def take(self) -> np.ndarray:
+        """Its x, which it forgets."""
+        x, self.x = self.x, None
+        return x
+
     def run(self) -> None:
         """Called by the thread."""
         try:
-            self.x = self.layer(*self.args)
+            # a method's arguments belong to it alone: the layer lets go of x when it needs it no more
+            self.x = self.layer.__call__(self.take(), self.caches)
         except _End:
             pass
         except BaseException as e:

@@ -155,6 +155,7 @@ class Layer:
             ops.attention(self.qkv(ops.rms_norm(x, self.attn_norm, eps)), caches, self.index, self.heads)
         )
         x = ops.add(x, ops.rms_norm(h, self.post_attention_norm, eps))
+        del h  # `calibrate.walk` has many of it wait
         h = self.down(ops.gated(self.gate_up(ops.rms_norm(x, self.ffn_norm, eps)), "gelu"))
         return ops.add(x, ops.rms_norm(h, self.post_ffw_norm, eps))
 

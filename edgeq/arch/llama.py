@@ -91,10 +91,16 @@ class Layer:
 
     def __call__(self, x: np.ndarray, caches: Sequence[KVCache]) -> np.ndarray:
         """x float32 (n, dim) -> (n, dim)."""
-        h = self.ops.rms_norm(x, self.attn_norm, self.eps)
-        x = self.ops.add(x, self.o(self.ops.attention(self.qkv(h), caches, self.index, self.heads)))
-        h = self.ops.rms_norm(x, self.ffn_norm, self.eps)
-        return self.ops.add(x, self.down(self.ops.gated(self.gate_up(h), "silu")))
+        ops, eps = self.ops, self.eps  # and no name for what is used up: `calibrate.walk` has many x wait
+        x = ops.add(
+            x,
+            self.o(
+                ops.attention(
+                    self.qkv(ops.rms_norm(x, self.attn_norm, eps)), caches, self.index, self.heads
+                )
+            ),
+        )
+        return ops.add(x, self.down(ops.gated(self.gate_up(ops.rms_norm(x, self.ffn_norm, eps)), "silu")))
 
 
 class Network:
