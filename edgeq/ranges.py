@@ -30,24 +30,31 @@ BINS = 2048  # of a histogram of magnitudes
 FEWEST = 1e-9  # of a bin's share, where a logarithm is taken
 
 
+def levels(bits: int, symmetric: bool) -> tuple[int, int, int]:
+    """The first and the last level, and the steps that a range is divided into, of a symmetric one each half."""
+    last = 2 ** (bits - 1) - 1
+    return (-last - 1, last, last) if symmetric else (0, 2**bits - 1, 2**bits - 1)
+
+
 def grid_parameters(low: np.ndarray, high: np.ndarray, bits: int, symmetric: bool) -> Range:
     """Scale and zero point of the grid that covers ranges, float32, shaped as they are.
 
     Symmetric: w = scale * q, q to 2**(bits - 1) - 1 either way, and zero point 0. Otherwise
     w = scale * (q - zero), q = 0 … 2**bits - 1, where the zero point is an integer, so that 0 is a value.
     """
+    steps = np.float32(levels(bits, symmetric)[2])
     if symmetric:
-        scale = np.maximum(-low, high) / np.float32(2 ** (bits - 1) - 1)
+        scale = np.maximum(-low, high) / steps
         return scale, np.zeros_like(scale)
     low, high = np.minimum(low, 0), np.maximum(high, 0)
-    scale = (high - low) / np.float32(2**bits - 1)
+    scale = (high - low) / steps
     return scale, np.rint(-low * inverse(scale))
 
 
 def rounded(w: np.ndarray, low: np.ndarray, high: np.ndarray, bits: int, symmetric: bool) -> np.ndarray:
     """What becomes of values on the grid of a range."""
     scale, zero = grid_parameters(low, high, bits, symmetric)
-    first, last = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if symmetric else (0, 2**bits - 1)
+    first, last, _ = levels(bits, symmetric)
     return (np.clip(np.rint(w * inverse(scale) + zero), first, last) - zero) * scale
 
 
@@ -81,9 +88,10 @@ def mse(
 ) -> Range:
     """The part of the whole range, of those tried, with the least squared error."""
     low, high = minmax(w, bits, symmetric)
-    weight = np.float32(1) if importance is None else importance
+    x = np.ascontiguousarray(w.T)  # sums down the columns go from one value to the next, as the kernel's
+    weight = np.float32(1) if importance is None else np.ascontiguousarray(importance.T)
     errors = [
-        (weight * (w - rounded(w, low * s, high * s, bits, symmetric)) ** 2).sum(axis=1) for s in shrinks
+        (weight * (x - rounded(x, low.T * s, high.T * s, bits, symmetric)) ** 2).sum(axis=0) for s in shrinks
     ]
     best = shrinks[np.argmin(errors, axis=0)][:, None]
     return low * best, high * best

@@ -11,6 +11,7 @@ from edgeq import formats, kernels, ranges, uniform
 from edgeq.formats import binary, ternary
 from edgeq.grid import decode, encode
 from edgeq.kernels import lanes
+from edgeq.kernels import ranges as compiled
 
 BITS = (2, 3, 4, 8)
 RULES = {
@@ -113,6 +114,31 @@ def test_mse_has_the_least_error_of_all_rules(bits, symmetric):
     best = squared(w, *ranges.mse(w, bits, symmetric), bits, symmetric)
     for rule in (ranges.minmax, ranges.percentile, ranges.entropy):
         assert best.sum() <= squared(w, *rule(w, bits, symmetric), bits, symmetric).sum() * 1.001
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(1, 40),
+    st.integers(1, 70),
+    st.sampled_from(BITS),
+    st.booleans(),
+    st.sampled_from(["none", "all", "shared", "nothing"]),
+    st.integers(0, 2**32 - 1),
+)
+def test_mse_compiled_is_the_same(n, size, bits, symmetric, weighed, seed):
+    rng = np.random.default_rng(seed)
+    w = normal(n, size, seed) * rng.lognormal(0, 8, (n, 1)).astype("f4")
+    w[rng.random(n) < 0.1] = rng.choice([0.0, 0.5, 1e-42])
+    importance = {
+        "none": None,
+        "all": rng.lognormal(0, 2, (n, size)).astype("f4"),
+        "shared": np.broadcast_to(rng.lognormal(0, 2, size).astype("f4"), w.shape),
+        "nothing": np.zeros((n, size), "f4"),
+    }[weighed]
+    for found, expected in zip(
+        compiled.mse(w, bits, symmetric, importance), ranges.mse(w, bits, symmetric, importance), strict=True
+    ):
+        np.testing.assert_array_equal(found, expected)
 
 
 def test_mse_minds_the_importance():

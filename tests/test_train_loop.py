@@ -56,7 +56,7 @@ def test_muon_takes_equal_steps_in_all_directions(shape):
 
     w = {"blk.0.attn_q.weight": np.ones(shape, "f4"), "token_embd.weight": np.ones(shape, "f4")}
     like_adam = {"token_embd.weight": np.ones(shape, "f4")}
-    muon, adam = optim.Muon(decay=0.1), optim.AdamW(betas=(0.9, 0.99), decay=0.1)
+    muon, adam = optim.Muon(decay=0.1), optim.AdamW(betas=(0.9, 0.95), decay=0.1)
     muon.step(w, dict.fromkeys(w, g), 0.01)
     adam.step(like_adam, dict.fromkeys(like_adam, g), 0.01)
     # momentum has no direction of its own yet

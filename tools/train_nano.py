@@ -94,12 +94,13 @@ def main() -> None:
     parser.add_argument("text", type=Path)
     parser.add_argument("-o", "--output", dest="folder", type=Path, required=True)
     parser.add_argument("--vocab", type=int, default=2048, help="tokens of the vocabulary")
-    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--steps", type=int, default=2500)
     parser.add_argument("--ternary-steps", type=int, default=600)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--length", type=int, default=256, help="tokens of a sequence")
-    parser.add_argument("--rate", type=float, default=3e-3)
-    parser.add_argument("--ternary-rate", type=float, default=2e-3)
+    parser.add_argument("--rate", type=float, default=6e-3)
+    parser.add_argument("--ternary-rate", type=float, default=3e-3)
+    parser.add_argument("--decay", type=float, default=0.3, help="of weights: a text of few epochs wants much")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--save-every", type=int, default=100, help="steps between checkpoints")
     a = parser.parse_args()
@@ -121,7 +122,8 @@ def main() -> None:
             rate=rate,
             warmup=steps // 20,
             floor=0.05,
-            decay=0.1,
+            optimizer="muon",
+            decay=a.decay,
             seed=a.seed,
             save_every=a.save_every,
         )

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .. import formats
+from .. import formats, uniform
 from ..grid import Grid, expand, inverse, nearest
 
 Fit = Callable[[np.ndarray, np.ndarray | None], Grid]
@@ -47,11 +47,15 @@ def target(format: str, cols: int, *, compiled: bool = True, **options: Any) -> 
     if module.BLOCK == 1 and not formats.parts(module):
         raise ValueError(f"{format} has no grid that weights could be put on")
     if formats.parts(module):
-        kind = getattr(module, "KIND", None)
+        kind = uniform.kind(format)
         per = options.get("per", kind.group or "row" if kind else "row")
         if cols % (width := cols if isinstance(per, str) else per):
             raise ValueError(f"{cols} columns are no whole groups of {width}")
-        return Target(format, width, partial(_fit_apart, module.fit, options), compiled, per != "tensor")
+        weighted = {}
+        if compiled and kind and per != "tensor":
+            weighted["choose"] = importlib.import_module("edgeq.kernels.ranges").mse
+        fit = partial(_fit_apart, module.fit, options, weighted | options)
+        return Target(format, width, fit, compiled, per != "tensor")
     if compiled and hasattr(module, "SPACE") and not options:
         kernel = importlib.import_module("edgeq.kernels.encode").fit
         return Target(format, module.BLOCK, partial(kernel, module))
@@ -64,8 +68,12 @@ def _fit(format: str, options: dict, w: np.ndarray, importance: np.ndarray | Non
     return grid
 
 
-def _fit_apart(fit: Callable, options: dict, w: np.ndarray, importance: np.ndarray | None) -> Grid:
-    return fit(w, None if importance is None else np.broadcast_to(importance, w.shape), **options)
+def _fit_apart(
+    fit: Callable, options: dict, weighted: dict, w: np.ndarray, importance: np.ndarray | None
+) -> Grid:
+    if importance is None:
+        return fit(w, **options)
+    return fit(w, np.broadcast_to(importance, w.shape), **weighted)
 
 
 class Columns:

@@ -90,7 +90,7 @@ class Muon(AdamW):
     """
 
     def __init__(self, *, momentum: float = 0.95, decay: float = 0.0) -> None:
-        super().__init__(betas=(0.9, 0.99), decay=decay)
+        super().__init__(betas=(0.9, 0.95), decay=decay)
         self.momentum = momentum
 
     def step(self, weights: Arrays, gradients: Arrays, rate: float) -> None:
