@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from . import arch, formats, kernels
+from . import arch, files, formats, kernels
 from .arch import Model
 from .arch.weights import Progress, Weights
 from .errors import EdgeqError
@@ -203,8 +203,10 @@ class Held:
         self.weight = self.original.copy()
 
     def let_go(self) -> None:
-        """Forget them."""
+        """Forget them, and let the system take back what they were decoded from."""
         del self.weight, self.original
+        for t in self.tensors:
+            files.release(t.data)
 
     def parts(self) -> Iterator[tuple[str, np.ndarray]]:
         """Name and weights of each tensor, which are views of `weight`."""
@@ -271,6 +273,7 @@ def walk(
     windows: np.ndarray,
     *,
     drift: bool = False,
+    done: Callable[[Held], bool] = lambda linear: False,
     progress: Progress | None = None,
 ) -> Iterator[tuple[Held, Inputs]]:
     """Give each linear of each layer, in the order in which they compute, and what is known of its inputs.
@@ -283,13 +286,14 @@ def walk(
     model : from `held`.
     windows : int (chunks, ctx), the text.
     drift : read the text with the model as it was at first, too, and see how inputs differ.
+    done : whether a linear has its weights already, or is given them now: it is not given to anybody else.
     progress : called with ("layers", those that are done, all of them).
     """
     network, cache = model.network, model.new_cache(windows.shape[1])
     states = [[network.embed(window) for window in windows] for _ in range(1 + drift)]
-    for done, layer in enumerate(network.layers):
+    for i, layer in enumerate(network.layers):
         if progress:
-            progress("layers", done, len(network.layers))
+            progress("layers", i, len(network.layers))
         linears = {name: value for name, value in vars(layer).items() if isinstance(value, Held)}
         for linear in linears.values():
             linear.hold()
@@ -301,9 +305,10 @@ def walk(
                 for stream in streams:
                     _go_on(stream, None, windows, cache)
             while (at := streams[0][0].at) is not None:
-                with arch.turn(model.ops, model.threads):
-                    inputs = _seen(streams)
-                yield at, inputs
+                if not done(at):
+                    with arch.turn(model.ops, model.threads):
+                        inputs = _seen(streams)
+                    yield at, inputs
                 with arch.turn(model.ops, model.threads):
                     _go_on(streams[0], at, windows, cache)
                     for stream in streams[1:]:
@@ -359,7 +364,9 @@ class Passage(threading.Thread):
     x : what that linear is given; before, what the layer is given; in the end, what the layer made.
     """
 
-    def __init__(self, layer: Callable, x: np.ndarray, caches: Sequence[Any]) -> None:
+    x: Any
+
+    def __init__(self, layer: Any, x: np.ndarray, caches: Sequence[Any]) -> None:
         super().__init__(daemon=True)
         self.layer, self.x, self.caches = layer, x, caches
         self.at: Held | None = None

@@ -2,6 +2,7 @@
 
 import json
 import threading
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -11,8 +12,9 @@ from folders import GOLDEN, complete
 import edgeq
 from edgeq import arch, calibrate, cli, files, formats, quantizers
 from edgeq.calibrate import held, replaced, walk
+from edgeq.errors import EdgeqError, FormatError
 from edgeq.files import imatrix as imatrix_file
-from edgeq.quantizers import layerwise
+from edgeq.quantizers import kept, layerwise
 from edgeq.quantizers.gptq import gptq
 from edgeq.quantizers.layerwise import Calibration
 from edgeq.quantizers.objective import error
@@ -273,3 +275,100 @@ def test_command(folder, tmp_path):
     assert run("--method", "gptq", *given, "--option", "dump=1").exit_code == 2
     assert run("--method", "gptq", *given, "--option", "damp").exit_code == 2
     assert run("--method", "magic").exit_code == 2
+
+
+class Enough(Exception):
+    """The run was interrupted."""
+
+
+@pytest.mark.parametrize("folder", ["llama"], indirect=True)
+@pytest.mark.parametrize("after", [0, 2, 5])
+@pytest.mark.parametrize(
+    ("method", "type", "options"),
+    [
+        ("gptq", "q4_0", {}),
+        ("gptq", "q4_0", {"asymmetric": 0.5}),
+        ("awq+gptq", "q4_0", {}),
+        ("gptq", "i4-g32-asym", {}),
+        ("aqlm", "copy", {"bits": 4, "rounds": 1, "beam": 2}),
+    ],
+)
+def test_an_interrupted_method_goes_on_to_the_bit(
+    folder, tmp_path, monkeypatch, method, type, options, after
+):
+    plan, keep = quantizers.plan(folder, type), tmp_path / "keep"
+    seen, add, looks, writes = calibrate._seen, kept.Kept.add, [], []
+
+    def look(streams):
+        looks.append(0)
+        return seen(streams)
+
+    def fail(self, *args):
+        add(self, *args)
+        writes.append(0)
+        if len(writes) > after:
+            raise Enough
+
+    monkeypatch.setattr(calibrate, "_seen", look)
+    errors, again = {}, {}
+    whole = layerwise.apply(method, plan, QUICK, found=errors.__setitem__, **options)
+    all_looks = len(looks)
+    with monkeypatch.context() as patch, suppress(Enough):
+        patch.setattr(kept.Kept, "add", fail)
+        layerwise.apply(method, plan, QUICK, keep=keep, **options)
+    assert len(looks) < 2 * all_looks
+    looks.clear()
+    resumed = layerwise.apply(method, plan, QUICK, found=again.__setitem__, keep=keep, **options)
+    assert len(looks) <= all_looks - (after > 0)
+    for a, b in zip(whole.recodings, resumed.recodings, strict=True):
+        assert (a.tensor.name, a.format, a.tensor.format) == (b.tensor.name, b.format, b.tensor.format)
+        assert a.tensor.data.tobytes() == b.tensor.data.tobytes()
+        assert {key: part.tobytes() for key, part in a.tensor.parts.items()} == {
+            key: part.tobytes() for key, part in b.tensor.parts.items()
+        }
+    assert errors == again
+
+
+@pytest.mark.parametrize("folder", ["llama"], indirect=True)
+def test_what_is_kept_of_another_run_is_refused(folder, tmp_path):
+    plan, keep, mine = quantizers.plan(folder, "q4_0"), tmp_path / "keep", tmp_path / "mine"
+    layerwise.apply("gptq", plan, QUICK, keep=keep)
+    with pytest.raises(EdgeqError, match="another options"):
+        layerwise.apply("gptq", plan, QUICK, keep=keep, damp=0.1)
+    with pytest.raises(EdgeqError, match="another model or type"):
+        layerwise.apply("gptq", quantizers.plan(folder, "q4_1"), QUICK, keep=keep)
+    told = keep / "gptq" / "0" / kept.TENSORS
+    told.write_text(told.read_text().replace('"q4_0"', '"q4_1"'))
+    with pytest.raises(FormatError, match="begin anew"):
+        layerwise.apply("gptq", plan, QUICK, keep=keep)
+    mine.mkdir()
+    (mine / "letter.txt").write_text("Dear")
+    with pytest.raises(EdgeqError, match="something else"):
+        layerwise.apply("gptq", plan, QUICK, keep=mine)
+    quantizers.discard(mine)
+    assert (mine / "letter.txt").exists()
+
+
+@pytest.mark.parametrize("folder", ["llama"], indirect=True)
+def test_quantize_resumes(folder, tmp_path, monkeypatch):
+    text = tmp_path / "text.txt"
+    text.write_text(TEXT)
+    add = kept.Kept.add
+
+    def interrupt(self, *args):
+        add(self, *args)
+        raise KeyboardInterrupt
+
+    def quantize(name, *more):
+        words = ["quantize", str(folder), str(tmp_path / name), "q4_0", "--method", "gptq", "--chunks", "6"]
+        return CliRunner().invoke(cli.edgeq, [*words, "-c", "32", "--calibration", str(text), *more])
+
+    assert quantize("whole.gguf").exit_code == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(kept.Kept, "add", interrupt)
+        stopped = quantize("parts.gguf")
+    assert stopped.exit_code
+    assert "--resume goes on" in stopped.output
+    assert quantize("parts.gguf", "--resume").exit_code == 0
+    assert (tmp_path / "parts.gguf").read_bytes() == (tmp_path / "whole.gguf").read_bytes()
+    assert not (tmp_path / "parts.gguf.made").exists()

@@ -100,7 +100,9 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=256, help="tokens of a sequence")
     parser.add_argument("--rate", type=float, default=6e-3)
     parser.add_argument("--ternary-rate", type=float, default=3e-3)
-    parser.add_argument("--decay", type=float, default=0.3, help="of weights: a text of few epochs wants much")
+    parser.add_argument(
+        "--decay", type=float, default=0.3, help="of weights: a text of few epochs wants much"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--save-every", type=int, default=100, help="steps between checkpoints")
     a = parser.parse_args()

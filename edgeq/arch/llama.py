@@ -95,9 +95,7 @@ class Layer:
         x = ops.add(
             x,
             self.o(
-                ops.attention(
-                    self.qkv(ops.rms_norm(x, self.attn_norm, eps)), caches, self.index, self.heads
-                )
+                ops.attention(self.qkv(ops.rms_norm(x, self.attn_norm, eps)), caches, self.index, self.heads)
             ),
         )
         return ops.add(x, self.down(ops.gated(self.gate_up(ops.rms_norm(x, self.ffn_norm, eps)), "silu")))

@@ -79,6 +79,8 @@ METHOD = (
     option("--report", type=click.Path(dir_okay=False, path_type=Path),
             help="JSON file for the error of each matrix, |(W - W')X|^2 / |WX|^2; after hqq, which looks at "
             "no X, |W - W'|^2 / |W|^2."),
+    option("--resume", is_flag=True,
+            help="Go on with what gptq, awq or aqlm had made when they were interrupted, in DST.made."),
 )  # fmt: skip
 
 
@@ -105,6 +107,7 @@ def command(
     seed: int,
     bits: float | None,
     report: Path | None,
+    resume: bool,
     layout: str | None,
     **options: Any,
 ) -> None:
@@ -146,8 +149,16 @@ def command(
         return
     errors: dict[str, float] = {}
     found = errors.__setitem__ if report else None
+    keep = Path(names[1] + ".made")
+    if not resume:
+        quantizers.discard(keep)
     with usage(), progress() as bar, orderly():
-        plan = quantizers.layerwise.apply(method, plan, look, bar, found, **method_options)
+        try:
+            plan = quantizers.layerwise.apply(method, plan, look, bar, found, keep, **method_options)
+        except (KeyboardInterrupt, SystemExit):
+            if keep.exists():
+                note(f"{keep} holds what was made; the same command with --resume goes on from there")
+            raise
     if report:
         made = {
             "model": names[0],
@@ -160,6 +171,7 @@ def command(
         paths = quantizers.write(
             plan, names[1], layout=layout, max_size=max_size, threads=threads, progress=bar
         )
+    quantizers.discard(keep)
     note(f"{summary(plan)}, in {time.monotonic() - start:.1f} s")
     for path in paths:
         click.echo(path)

@@ -31,6 +31,7 @@ from ..files.imatrix import read as read_imatrix
 from ..files.output import Entry
 from ..tensor import Tensor
 from . import auto, hqq, integers, layerwise, mix
+from .kept import discard as discard
 from .layerwise import Calibration as Calibration
 
 Progress = Callable[[str, int, int], None]
@@ -72,6 +73,7 @@ def quantize(
     layout: str | None = None,
     threads: int | None = None,
     max_size: int | None = None,
+    keep: str | os.PathLike | None = None,
     progress: Progress | None = None,
     **options: Unpack[Options],
 ) -> list[Path]:
@@ -91,6 +93,8 @@ def quantize(
     calibration : the text that methods look at; None lets the model make one up.
     threads : threads that compute; None takes one for each core.
     max_size : most bytes of tensors in a file; a larger model takes several, NAME-00001-of-0000N.gguf.
+    keep : a folder for what gptq, awq and aqlm have made so far, from which an interrupted call goes on when
+        it is made again; it is removed when the file is there.
     progress : called with (stage, done, total), in bytes.
     options : see `plan`.
 
@@ -106,8 +110,12 @@ def quantize(
     made = plan(catalog.resolve(src, progress), type, **options)
     check(made, dst, method, layout)
     look = (calibration or Calibration())._replace(threads=threads)
-    made = layerwise.apply(method, made, look, progress, **(method_options or {}))
-    return write(made, dst, layout=layout, threads=threads, max_size=max_size, progress=progress)
+    keep = None if keep is None else Path(keep)
+    made = layerwise.apply(method, made, look, progress, keep=keep, **(method_options or {}))
+    paths = write(made, dst, layout=layout, threads=threads, max_size=max_size, progress=progress)
+    if keep:
+        discard(keep)
+    return paths
 
 
 def plan(

@@ -9,6 +9,7 @@ import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -25,6 +26,7 @@ from .eetq import eetq_onto
 from .gptq import costs
 from .gptq import gptq as gptq_of_layer
 from .hqq import Solver, has_offsets, hqq_onto
+from .kept import Kept, begin, identity, settle
 from .objective import error, of_weights, toward
 from .target import target
 
@@ -36,6 +38,7 @@ Found = Callable[[str, float], None]
 # methods with a format of their own, not of GGUF files
 FOLDERS = ("aqlm", "static", "dynamic", "ternary", "binary")
 METHODS = ("rtn", "gptq", "hqq", "awq", "eetq", "smooth", *FOLDERS)
+LONG = ("gptq", "awq", "aqlm")  # which keep what they have made, if they are told where
 
 # Who makes the inputs of a matrix: a norm by its gains, another matrix by its rows.
 MAKERS = {"attn_q": "attn_norm", "ffn_gate": "ffn_norm", "attn_output": "attn_v", "ffn_down": "ffn_up"}
@@ -67,12 +70,14 @@ def apply(
     calibration: Calibration,
     progress: Progress | None = None,
     found: Found | None = None,
+    keep: Path | None = None,
     **options: Any,
 ) -> "Plan":
     """The plan after a method, or after several, ``"awq+gptq"``; each takes those options that it has.
 
     found : called with the name of each matrix that was encoded, and its ‖(W - Ŵ)X‖² / ‖WX‖²; by hqq, which
         looks at no X, with ‖W - Ŵ‖² / ‖W‖².
+    keep : a folder for what long methods have made so far; if it is there already, they go on from it.
     """
     known = check(method)
     unknown = set(options) - {key for keys in known.values() for key in keys}
@@ -80,11 +85,14 @@ def apply(
         has = ", ".join(sorted(key for keys in known.values() for key in keys))
         raise ValueError(f"{method} has no option {', '.join(sorted(unknown))}; it has {has}")
     names = method.lower().split("+")
+    if keep := keep if any(name in LONG for name in names) else None:
+        begin(keep, identity(plan, calibration, method.lower(), options))
     for name, then in zip(names, [*names[1:], ""], strict=True):
         own = {key: value for key, value in options.items() if key in known[name]}
         if name == "awq":
             own = {"feedback": then == "gptq"} | own
-        plan = _method(name)(plan, calibration, progress, found, **own)
+        kept = [Kept(keep and keep / name)] if name in LONG else []
+        plan = _method(name)(plan, calibration, progress, found, *kept, **own)
     return plan
 
 
@@ -116,6 +124,7 @@ def gptq(
     calibration: Calibration,
     progress: Progress | None = None,
     found: Found | None = None,
+    kept: Kept | None = None,
     *,
     damp: float = 0.01,
     order: str | None = "groups",
@@ -129,9 +138,11 @@ def gptq(
         is GPTQ, 1 looks at ‖W X̃ - Ŵ X‖² instead. Sources: Li et al., GPTAQ, arXiv 2504.02692; Arai and
         Ichikawa, Quantization Error Propagation, arXiv 2504.09629, which has the part.
     """
-    wanted, made, threads = to_encode(plan), {}, calibration.threads or kernels.cores()
-    for linear, inputs in inputs_of(plan, calibration, progress, drift=asymmetric > 0):
+    wanted, threads = to_encode(plan), calibration.threads or kernels.cores()
+    kept = kept or Kept()
+    for linear, inputs in inputs_of(plan, calibration, progress, kept, drift=asymmetric > 0):
         h, matrices = inputs.hessian, {name: w for name, w in linear.parts() if name in wanted}
+        made, lost = [], {}
         for format in dict.fromkeys(wanted[name] for name in matrices):
             names = [name for name in matrices if wanted[name] == format]
             w = first = np.concatenate([matrices[name] for name in names])
@@ -144,12 +155,13 @@ def gptq(
             whole, start = formats.pack(format, codes, grid), 0
             for name in names:
                 rows = np.arange(start, start := start + len(matrices[name]))
-                made[name] = formats.take(whole, rows)._replace(name=name)
-                coded = formats.dequantize(made[name])
-                if found:
-                    found(name, error(first[rows], coded, h))
+                made.append(formats.take(whole, rows)._replace(name=name))
+                coded = formats.dequantize(made[-1])
+                lost[name] = error(first[rows], coded, h)
                 matrices[name][:] = coded
-    return put(plan, made)
+        kept.add(made, lost)
+    _tell(found, kept)
+    return put(plan, kept.tensors)
 
 
 def hqq(
@@ -190,6 +202,7 @@ def awq(
     calibration: Calibration,
     progress: Progress | None = None,
     found: Found | None = None,
+    kept: Kept | None = None,
     *,
     clipping: bool = True,
     feedback: bool = False,
@@ -199,8 +212,9 @@ def awq(
 
     feedback : look for scales that GPTQ rounds well, with that damping, and clip nothing; "awq+gptq" does.
     """
-    wanted, scaled = to_encode(plan), Scaled(plan)
-    for linear, inputs in inputs_of(plan, calibration, progress):
+    wanted, kept = to_encode(plan), kept or Kept()
+    scaled = Scaled(plan, kept)
+    for linear, inputs in inputs_of(plan, calibration, progress, kept, encoded=False):
         names = [name for name in linear.names if name in wanted]
         if not names:
             continue
@@ -224,9 +238,10 @@ def awq(
             to, before = target(wanted[name], cols), scaled.weights(name)
             if clipping and not feedback and name.rsplit(".", 2)[1] in CLIPPED:
                 scaled.made[name] = clip(before, h, to)
-            if found:
-                found(name, error(before, rounded(scaled.made[name], to), h))
-    return scaled.plan()
+            scaled.lost[name] = error(before, rounded(scaled.made[name], to), h)
+    made = scaled.plan()
+    _tell(found, kept)
+    return made
 
 
 def eetq(
@@ -247,6 +262,7 @@ def aqlm(
     calibration: Calibration,
     progress: Progress | None = None,
     found: Found | None = None,
+    kept: Kept | None = None,
     *,
     codebooks: int = 2,
     bits: int = 8,
@@ -259,21 +275,31 @@ def aqlm(
     """All matrices of the layers as `aqlm.aqlm` encodes them, which has the options, whatever their formats
     in the plan.
     """
-    made = {}
     threads, compiled = calibration.threads or kernels.cores(), calibration.backend == "numba"
-    for linear, inputs in inputs_of(plan, calibration, progress):
+    kept = kept or Kept()
+    for linear, inputs in inputs_of(plan, calibration, progress, kept):
         for name, w in linear.parts():
+            if kept.has([name]):
+                w[:] = formats.dequantize(kept.tensors[name])
+                continue
             with arch.turn(kernels.backend(calibration.backend), threads):
                 coded = aqlm_of_layer(
                     w, inputs.hessian, codebooks=codebooks, bits=bits, group=group, beam=beam, rounds=rounds,
                     damp=damp, seed=seed, compiled=compiled,
                 )  # fmt: skip
-            made[name] = formats.get("aqlm").pack(*coded[:3])._replace(name=name)
-            decoded = formats.dequantize(made[name])
-            if found:
-                found(name, error(w, decoded, inputs.hessian))
+            made = formats.get("aqlm").pack(*coded[:3])._replace(name=name)
+            decoded = formats.dequantize(made)
+            kept.add([made], {name: error(w, decoded, inputs.hessian)})
             w[:] = decoded
-    return put(plan, made)
+    _tell(found, kept)
+    return put(plan, kept.tensors)
+
+
+def _tell(found: Found | None, kept: Kept) -> None:
+    """Tell what all matrices lost."""
+    if found:
+        for name, lost in kept.lost.items():
+            found(name, lost)
 
 
 class Scaled:
@@ -282,32 +308,35 @@ class Scaled:
 
     Attributes
     ----------
-    made : float32 weights of a layer, by name, as they are up to now.
-    settled : those of other layers, as tensors of the type that they had.
+    made, lost : float32 weights of a layer, by name, as they are up to now, and their errors.
+    kept : those of other layers, as tensors of the type that they had.
     """
 
-    def __init__(self, plan: "Plan") -> None:
-        self.before, self.present = plan, arranged(plan)
+    def __init__(self, plan: "Plan", kept: Kept | None = None) -> None:
+        self.before, self.present, self.kept = plan, arranged(plan), kept or Kept()
         self.made: dict[str, np.ndarray] = {}
-        self.settled: dict[str, Tensor] = {}
+        self.lost: dict[str, float] = {}
 
     def weights(self, name: str) -> np.ndarray:
         """Weights, or gains, of a tensor; asking for those of another layer settles the ones before."""
         if not any(_layer(name) == _layer(other) for other in self.made):
             self.settle()
         if name not in self.made:
-            tensor = self.settled.get(name, self.present[name])
+            tensor = self.kept.tensors.get(name, self.present[name])
             self.made[name] = formats.dequantize(tensor).reshape(tensor.shape)
         return self.made[name]
 
     def settle(self) -> None:
         """Make tensors of the weights."""
+        settled = []
         for name, w in self.made.items():
             old = self.present[name]
             kind = "f16" if old.format == "f16" else "f32"
             data = np.ascontiguousarray(w, np.float16 if kind == "f16" else np.float32)
-            self.settled[name] = Tensor(name, kind, old.shape, data.reshape(-1).view(np.uint8))
-        self.made.clear()
+            settled.append(Tensor(name, kind, old.shape, data.reshape(-1).view(np.uint8)))
+        if settled:
+            self.kept.add(settled, self.lost)
+        self.made, self.lost = {}, {}
 
     def maker_of(self, name: str) -> tuple[str, np.ndarray]:
         """Who makes the inputs of a matrix, and which of its rows (or gains) makes each: int (cols,)."""
@@ -335,7 +364,7 @@ class Scaled:
     def plan(self) -> "Plan":
         """The plan with these weights, yet to be encoded."""
         self.settle()
-        return put(self.before, self.settled, encoded=False)
+        return put(self.before, self.kept.tensors, encoded=False)
 
 
 def _layer(name: str) -> str:
@@ -367,12 +396,21 @@ def _weights(plan: "Plan", names: Mapping[str, str]) -> Iterator[tuple[str, np.n
 
 
 def inputs_of(
-    plan: "Plan", calibration: Calibration, progress: Progress | None, **how: bool
+    plan: "Plan",
+    calibration: Calibration,
+    progress: Progress | None,
+    kept: Kept | None = None,
+    *,
+    encoded: bool = True,
+    drift: bool = False,
 ) -> Iterator[tuple[Held, Inputs]]:
-    """`calibrate.walk` through the model of a plan."""
+    """`calibrate.walk` through the model of a plan, to the linears that were not made already; those that
+    were `encoded` have what they lost.
+    """
     c, windows = calibration, windows_of(plan, calibration, progress)
     held = calibrate.held(plain(plan.meta), arranged(plan), plan.source, backend=c.backend, threads=c.threads)
-    yield from calibrate.walk(held, windows, **how, progress=progress)
+    done = partial(settle, kept or Kept(), encoded=encoded)
+    yield from calibrate.walk(held, windows, drift=drift, done=done, progress=progress)
 
 
 def windows_of(plan: "Plan", calibration: Calibration, progress: Progress | None) -> np.ndarray:

@@ -108,8 +108,8 @@ class Muon(AdamW):
 
 
 def orthogonal(g: np.ndarray) -> np.ndarray:
-    """UVᵀ of g = UΣVᵀ, nearly: each singular value s becomes p(p(p(p(p(s / ‖g‖))))), p(s) = a s + b s³ + c s⁵,
-    which for most is between 0.7 and 1.2.
+    """UVᵀ of g = UΣVᵀ, nearly: p(s) = a s + b s³ + c s⁵ five times, of each singular value of g / ‖g‖, is
+    between 0.7 and 1.2 for most.
     """
     a, b, c = (np.float32(x) for x in NEWTON_SCHULZ)
     x = g / (np.linalg.norm(g) + np.float32(1e-7))
