@@ -101,8 +101,13 @@ def test_learning_brings_a_block_back():
 def test_whole_models(tmp_path):
     source, look = complete("llama", tmp_path / "llama"), Calibration(TEXT, chunks=6, ctx=32, backend="numpy")
     before = quantizers.plan(source, "copy")
-    after = quantizers.layerwise.apply("aqlm", before, look, bits=4, rounds=1, beam=4)
+    quick = {"bits": 4, "rounds": 1, "beam": 4}
+    after = quantizers.layerwise.apply("aqlm", before, look, **quick)
     plans = before, after, tune(before, after, look, steps=30)
+    at_once = quantizers.layerwise.apply("aqlm", before, look, **quick, tune=30)
+    for a, b in zip(plans[2].recodings, at_once.recodings, strict=True):
+        assert a.tensor.data.tobytes() == b.tensor.data.tobytes()
+        assert all(np.array_equal(a.tensor.parts[key], b.tensor.parts[key]) for key in a.tensor.parts)
     ids = np.arange(32) % 100
     models = [quantizers.layerwise.model(plan, "numpy") for plan in plans]
     logits = [m(ids.tolist(), m.new_cache(32), "all") for m in models]

@@ -271,9 +271,12 @@ def aqlm(
     rounds: int = 8,
     damp: float = 0.01,
     seed: int = 0,
+    tune: int = 0,
 ) -> "Plan":
-    """All matrices of the layers as `aqlm.aqlm` encodes them, which has the options, whatever their formats
-    in the plan.
+    """All matrices of the layers as `aqlm.aqlm` encodes them, which has the options but for the last,
+    whatever their formats in the plan.
+
+    tune : steps in which codebooks and scales of each block learn together afterwards; see `train.codebooks`.
     """
     threads, compiled = calibration.threads or kernels.cores(), calibration.backend == "numba"
     kept = kept or Kept()
@@ -292,7 +295,11 @@ def aqlm(
             kept.add([made], {name: error(w, decoded, inputs.hessian)})
             w[:] = decoded
     _tell(found, kept)
-    return put(plan, kept.tensors)
+    after = put(plan, kept.tensors)
+    if tune:
+        learn = importlib.import_module("edgeq.train.codebooks").tune
+        after = learn(plan, after, calibration, steps=tune, progress=progress)
+    return after
 
 
 def _tell(found: Found | None, kept: Kept) -> None:
