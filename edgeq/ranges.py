@@ -33,7 +33,7 @@ FEWEST = 1e-9  # of a bin's share, where a logarithm is taken
 def levels(bits: int, symmetric: bool) -> tuple[int, int, int]:
     """The first and the last level, and the steps into which a range is divided; a symmetric one's half."""
     last = 2 ** (bits - 1) - 1
-    return (-last - 1, last, last) if symmetric else (0, 2**bits - 1, 2**bits - 1)
+    return (-last - 1, last, max(last, 1)) if symmetric else (0, 2**bits - 1, 2**bits - 1)
 
 
 def grid_parameters(low: np.ndarray, high: np.ndarray, bits: int, symmetric: bool) -> Range:

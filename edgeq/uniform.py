@@ -1,4 +1,4 @@
-"""Uniform grids of 2, 3, 4 and 8 bits, whose scales are kept apart from the codes: what i2, i3, i4, i8 share.
+"""Uniform grids of 1, 2, 3, 4 and 8 bits, whose scales are kept apart from the codes: what i1 … i8 share.
 
     symmetric      w = scale * q              q = -2**(bits - 1) … 2**(bits - 1) - 1
     asymmetric     w = scale * (q - zero)     q = 0 … 2**bits - 1, and the zero point is one of them
@@ -44,7 +44,7 @@ class Kind(NamedTuple):
 
 def kind(name: str) -> Kind | None:
     """What the name of such a grid says; None for another name, ValueError for groups that nothing runs."""
-    match = re.fullmatch(r"i([2348])(?:-g(\d+))?(-asym)?", name)
+    match = re.fullmatch(r"i([12348])(?:-g(\d+))?(-asym)?", name)
     if match is None:
         return None
     group = int(match[2]) if match[2] else None

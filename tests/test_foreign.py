@@ -425,7 +425,7 @@ def test_layouts_say_what_they_hold(tmp_path):
         ("awq", "int8", "awq holds 4 bits, not i8"),
         ("eetq", "int4", "eetq holds 8 bits in whole rows, not i4 in groups"),
         ("bitnet", "int2", "bitnet holds -1, 0 and 1"),
-        ("hqq", "ternary", "hqq holds 2, 3, 4 or 8 bits in groups, not ternary"),
+        ("hqq", "ternary", "hqq holds 1, 2, 3, 4 or 8 bits in groups, not ternary"),
         ("gptq", "auto", "layers have no integers"),
     ):
         with pytest.raises(EdgeqError, match=message):

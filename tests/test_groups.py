@@ -42,6 +42,7 @@ def named(path):
         ("i4-g64", (4, 64, True)),
         ("i3-g16-asym", (3, 16, False)),
         ("i2-asym", (2, None, False)),
+        ("i1-g32-asym", (1, 32, False)),
         ("i5-g64", None),
         ("i4-asym-g64", None),
         ("q4_0", None),
@@ -51,7 +52,7 @@ def test_names(name, kind):
     assert uniform.kind(name) == kind
 
 
-@pytest.mark.parametrize("name", ["i4-g64-asym", "i3-g32", "i2-g16-asym", "i8-g64-asym", "i4"])
+@pytest.mark.parametrize("name", ["i4-g64-asym", "i3-g32", "i2-g16-asym", "i1-g32-asym", "i8-g64-asym", "i4"])
 def test_names_are_formats(name):
     """Whose fit does what the name says, and whose tensors are of the format before it."""
     w = np.random.default_rng(0).standard_normal((8, 128)).astype(np.float32)
@@ -77,6 +78,8 @@ def test_names_are_formats(name):
         ("awq+gptq", "i4-g32", None),
         ("hqq", "i4-g32-asym", None),
         ("hqq", "i2-g32-asym", None),
+        ("hqq", "i1-g32-asym", None),
+        ("gptq", "i1-g32-asym", "hqq"),
     ],
 )
 def test_folders_hold_what_methods_choose(folder, tmp_path, method, type, layout):

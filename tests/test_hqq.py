@@ -14,7 +14,7 @@ from edgeq.quantizers import hqq as room
 from edgeq.quantizers.hqq import AUTHORS, Solver, Store, grouped, hqq, hqq_onto, ungrouped
 
 OFFSETS = [n for n in formats.names() if (s := getattr(formats.get(n), "SPACE", None)) and s.offset]
-OFFSETS += ["i8-g64-asym", "i4-g64-asym", "i3-g64-asym", "i2-g32-asym"]
+OFFSETS += ["i8-g64-asym", "i4-g64-asym", "i3-g64-asym", "i2-g32-asym", "i1-g32-asym"]
 
 
 def weights(rows=24, cols=512, seed=0):

@@ -120,7 +120,7 @@ def test_mse_has_the_least_error_of_all_rules(bits, symmetric):
 @given(
     st.integers(1, 40),
     st.integers(1, 70),
-    st.sampled_from(BITS),
+    st.sampled_from((1, *BITS)),
     st.booleans(),
     st.sampled_from(["none", "all", "shared", "nothing"]),
     st.integers(0, 2**32 - 1),
@@ -280,7 +280,7 @@ def test_groups_of_binary_and_ternary_weights(module):
     assert ternary.threshold(w, group=32)[1].scale.shape == (3, 3)
 
 
-@pytest.mark.parametrize("name", ["binary", "ternary", "i2", "i3", "i4", "i8"])
+@pytest.mark.parametrize("name", ["binary", "ternary", "i1", "i2", "i3", "i4", "i8"])
 def test_they_run(name):
     """In both backends, the compiled one on prepared lanes."""
     w, x = normal(24, 128, 1), normal(2, 128, 2)

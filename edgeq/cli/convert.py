@@ -9,7 +9,7 @@ from ._model import option, usage
 from ._output import SPLIT, THREADS
 
 FLOATS = ("f32", "f16", "bf16")
-INTEGERS = ("int8", "int4", "int3", "int2", "nf4", "ternary")
+INTEGERS = ("int8", "int4", "int3", "int2", "int1", "nf4", "ternary")
 LAYOUTS = ("compressed-tensors", "awq", "bitnet", "bitsandbytes", "eetq", "gptq", "hqq")
 
 

@@ -120,8 +120,9 @@ def command(
     q5_1, q5_0, q4_1, q4_0, tq1_0, tq2_0, mxfp4_moe, copy.
 
     DST is a Hugging Face folder with integers: i8, i4, i3 or i2 with a scale a row, i4-g64 with one for 64
-    columns, i4-g64-asym with zero points, too. So it is with the methods aqlm, static, dynamic, ternary and
-    binary, which take no TYPE. Matrices of the layers become that; the rest stays as it is.
+    columns, i4-g64-asym with zero points, too, and i1-g32-asym, which has to. So it is with the methods aqlm,
+    static, dynamic, ternary and binary, which take no TYPE. Matrices of the layers become that; the rest
+    stays as it is.
     """
     from .. import catalog, quantizers
     from ..evaluate.laboratory import write

@@ -25,7 +25,7 @@ from ..errors import EdgeqError
 from ..grid import Grid, decode
 from ..tensor import Tensor
 
-INTEGERS = ("binary", "i2", "i3", "i4", "i8", "ternary")
+INTEGERS = ("binary", "i1", "i2", "i3", "i4", "i8", "ternary")
 PANEL = 1 << 22  # weights at a time
 TYPES = ("tq2_0", "q4_0", "q4_1", "q5_0", "q8_0")
 

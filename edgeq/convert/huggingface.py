@@ -24,7 +24,15 @@ from .source import Source, interleaved, open_source, order, plain
 from .stream import Recoding, Stream, streams
 
 DTYPES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
-INTEGERS = {"int8": "i8", "int4": "i4", "int3": "i3", "int2": "i2", "nf4": "nf4", "ternary": "ternary"}
+INTEGERS = {
+    "int8": "i8",
+    "int4": "i4",
+    "int3": "i3",
+    "int2": "i2",
+    "int1": "i1",
+    "nf4": "nf4",
+    "ternary": "ternary",
+}
 LAYOUTS = {
     module.METHOD: module for module in (compressed_tensors, awq, bitnet, bitsandbytes, eetq, gptq, hqq)
 }
@@ -69,8 +77,8 @@ def to_huggingface(
     src : a GGUF file, or a folder of the kind that is written.
     dst : the folder, a new one; it appears whole or not at all.
     outtype : ``"f32"``, ``"f16"`` or ``"bf16"`` for all weights; ``"auto"`` keeps those that are of such a
-        type, and gives f16 to all others. ``"int8"``, ``"int4"``, ``"int3"``, ``"int2"``, ``"nf4"`` or
-        ``"ternary"`` for linear layers (not the output matrix), and all others as by auto.
+        type, and gives f16 to all others. A name in INTEGERS, such as ``"int4"`` or ``"nf4"``, for linear
+        layers (not the output matrix), and all others as by auto.
     layout : whose layout integers are stored in, a name in LAYOUTS; None takes compressed-tensors, for
         ternary bitnet, for nf4 bitsandbytes. Given with auto, layers that are integers already stay just
         these.

@@ -15,8 +15,8 @@
 
     w = scale * (code - zero)
 
-Groups that are runs of 16 or of a multiple of 32 columns of a row become i8, i4, i3 or i2 (of codes of one
-bit, too), with zero points that are floats, and run as such. The others (axis 0 shares a scale between
+Groups that are runs of 16 or of a multiple of 32 columns of a row become i8, i4, i3, i2 or i1, with zero
+points that are floats, and run as such. The others (axis 0 shares a scale between
 weights of different rows, which no product of integers can use) are decoded when they are read, into the
 type of their scales, which is what hqq itself computes with.
 
@@ -64,8 +64,8 @@ class Scheme(NamedTuple):
 
 def scheme(format: str, symmetric: bool, group: int | None) -> Scheme:
     """The scheme of such integers; ValueError, of what there is, for others."""
-    if format not in ("i2", "i3", "i4", "i8") or group is None:
-        raise ValueError("2, 3, 4 or 8 bits in groups")
+    if format not in ("i1", "i2", "i3", "i4", "i8") or group is None:
+        raise ValueError("1, 2, 3, 4 or 8 bits in groups")
     return Scheme(int(format[1:]), group)
 
 
@@ -127,7 +127,6 @@ def _weight(layer: Layer) -> Tensor:
     per_group = (count, 1) if axis else (1, count)
     scale, zero = (layer.floats(role, per_group) for role in ("scale", "zero"))
     groups = cols // group if cols % group == 0 else 0
-    bits = max(bits, 2)
     if axis and packed.runs(cols, groups) and cols % formats.get(f"i{bits}").BLOCK == 0:
         per_row = (rows, groups)
         return layer.weight(codes.reshape(shape), bits, scale.reshape(per_row), zero.reshape(per_row))

@@ -1,8 +1,8 @@
 """Layers that a checkpoint keeps in several tensors: found by name, checked, their codes unpacked. What the
 layouts of quantized folders share.
 
-All end in the same equation, w = scale * (code - zero), and in the formats i2, i3, i4 and i8 of edgeq; they
-differ in names, in the order of bits, rows and columns, and in how zero points are stored.
+All end in the same equation, w = scale * (code - zero), and in the formats i1, i2, i3, i4 and i8 of edgeq;
+they differ in names, in the order of bits, rows and columns, and in how zero points are stored.
 """
 
 from collections.abc import Callable, Iterable, Mapping

@@ -49,6 +49,8 @@ def observe(
 
 def types(source: Source, kind: uniform.Kind, name: str) -> dict[str, str]:
     """The type of each tensor where matrices of the layers are such integers; the others are floats."""
+    if kind.bits == 1 and kind.symmetric:
+        raise ValueError(f"{name}: one bit needs zero points, {name}-asym; signs alone are the method binary")
     made = {}
     for key in sorted(source.tensors, key=order):
         tensor = source.tensors[key]
@@ -72,10 +74,10 @@ def wanted(plan: "Plan") -> uniform.Kind | None:
 def target(plan: "Plan", layout: str | None) -> huggingface.Target:
     """How a folder will store the integers of a plan, encoded already or not."""
     if kind := wanted(plan):
-        return huggingface.target(
-            layout or compressed_tensors.METHOD, kind.format, kind.symmetric, kind.group
-        )
+        usual = hqq.METHOD if kind.bits == 1 else compressed_tensors.METHOD  # which has none of one bit
+        return huggingface.target(layout or usual, kind.format, kind.symmetric, kind.group)
     tensors = {r.tensor.name: r.tensor for r in plan.recodings}
     floating = any(t.parts["zero"].dtype != np.uint8 for t in tensors.values() if "zero" in t.parts)
-    layout = layout or (hqq.METHOD if floating else compressed_tensors.METHOD)
+    single = any(t.format == "i1" for t in tensors.values())
+    layout = layout or (hqq.METHOD if floating or single else compressed_tensors.METHOD)
     return huggingface.present(Source(plan.source, plan.meta, tensors, {}), layout)
