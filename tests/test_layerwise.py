@@ -363,7 +363,12 @@ def test_quantize_resumes(folder, tmp_path, monkeypatch):
         words = ["quantize", str(folder), str(tmp_path / name), "q4_0", "--method", "gptq", "--chunks", "6"]
         return CliRunner().invoke(cli.edgeq, [*words, "-c", "32", "--calibration", str(text), *more])
 
-    assert quantize("whole.gguf").exit_code == 0
+    planned = (
+        CliRunner().invoke(cli.edgeq, ["quantize", str(folder), "q4_0", "--dry-run"]).stdout.splitlines()[-1]
+    )
+    whole = quantize("whole.gguf")
+    assert whole.exit_code == 0
+    assert planned in whole.output  # its sizes are those before the method
     with monkeypatch.context() as patch:
         patch.setattr(kept.Kept, "add", interrupt)
         stopped = quantize("parts.gguf")

@@ -149,6 +149,7 @@ def command(
         print_plan(plan)
         return
     errors: dict[str, float] = {}
+    before = sum(r.tensor.nbytes for r in plan.recodings)
     found = errors.__setitem__ if report else None
     keep = Path(names[1] + ".made")
     if not resume:
@@ -173,7 +174,7 @@ def command(
             plan, names[1], layout=layout, max_size=max_size, threads=threads, progress=bar
         )
     quantizers.discard(keep)
-    note(f"{summary(plan)}, in {time.monotonic() - start:.1f} s")
+    note(f"{summary(plan, before)}, in {time.monotonic() - start:.1f} s")
     for path in paths:
         click.echo(path)
 
@@ -185,13 +186,13 @@ def print_plan(plan: "Plan") -> None:
         shape = " x ".join(map(str, r.tensor.shape))
         rows.add_row(printable(r.tensor.name), shape, r.tensor.format, r.format, f"{r.nbytes:,}")
     show(rows)
-    click.echo(summary(plan))
+    click.echo(summary(plan, sum(r.tensor.nbytes for r in plan.recodings)))
 
 
-def summary(plan: "Plan") -> str:
-    """Size and bits per weight, then and now, and the share of each format."""
+def summary(plan: "Plan", before: int) -> str:
+    """Size and bits per weight, before and as planned, and the share of each format."""
     weights = sum(math.prod(r.tensor.shape) for r in plan.recodings)
-    before, after = sum(r.tensor.nbytes for r in plan.recodings), sum(r.nbytes for r in plan.recodings)
+    after = sum(r.nbytes for r in plan.recodings)
     formats: Counter[str] = Counter()
     for r in plan.recodings:
         formats[r.format] += r.nbytes
