@@ -85,7 +85,7 @@ def apply(
         has = ", ".join(sorted(key for keys in known.values() for key in keys))
         raise ValueError(f"{method} has no option {', '.join(sorted(unknown))}; it has {has}")
     names = method.lower().split("+")
-    if keep := keep if any(name in LONG for name in names) else None:
+    if keep and any(name in LONG for name in names):
         begin(keep, identity(plan, calibration, method.lower(), options))
     for name, then in zip(names, [*names[1:], ""], strict=True):
         own = {key: value for key, value in options.items() if key in known[name]}
