@@ -205,14 +205,18 @@ def test_llama_cpp_s_words_for_none() -> None:
 
 def test_the_cache(typed: Typed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EDGEQ_CACHE", str(tmp_path))
-    assert "smollm2" in typed("list").out
-    assert "yes" not in typed("list").out
+
+    def listed(name: str) -> str:
+        return next(row for row in typed("list").out.splitlines() if row.split()[:1] == [name])
+
+    assert "yes" not in listed("smollm2")
+    assert "yes" in listed("nano")  # lies in models/
     assert typed("rm", "smollm2").status == 1
     entry = edgeq.catalog.entries()["smollm2"]
     (tmp_path / "models" / "smollm2").mkdir(parents=True)
     with open(tmp_path / "models" / "smollm2" / entry.file, "wb") as f:
         f.truncate(entry.size)
-    assert "yes" in typed("list").out
+    assert "yes" in listed("smollm2")
     result = typed("pull", "smollm2")
     assert result.status == 1
     assert "sha256" in result.err

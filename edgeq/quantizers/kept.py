@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .. import __version__, formats
+from .. import formats
 from ..errors import EdgeqError, FormatError
 from ..files import safetensors, safetensors_writer, strict_json
 from ..files.output import Entry, whole
@@ -117,7 +117,6 @@ def identity(plan: "Plan", calibration: "Calibration", method: str, options: Map
     return json.loads(
         json.dumps(
             {
-                "version of edgeq": __version__,
                 "model or type": crc,
                 "method": method,
                 "options": dict(options),
