@@ -78,7 +78,7 @@ def main() -> None:
     about = f"`{name}` of `{args.reference.name}`, {w.shape[0]} x {w.shape[1]}"
     page = re.sub(
         r"(<!-- numbers -->\n).*(<!-- end -->)",
-        lambda m: m[1] + numbers(about, args.chunks, found) + m[2],
+        lambda m: m[1] + numbers(about, args, found) + m[2],
         PAGE.read_text(encoding="utf-8"),
         flags=re.DOTALL,
     )
@@ -161,10 +161,12 @@ METHODS: dict[str, Callable[[Layer, Target], np.ndarray | None]] = {
 }
 
 
-def numbers(about: str, chunks: int, found: dict[str, list[tuple[float, ...]]]) -> str:
+def numbers(about: str, args: argparse.Namespace, found: dict[str, list[tuple[float, ...]]]) -> str:
     """The tables."""
     heads = " | ".join(f"{f[1]} bits, groups of {g}" for f, g in GRIDS)
-    out = [f"{about}; H from {chunks} chunks of 512 tokens (`python tools/methods_page.py`).\n"]
+    files = " ".join(path.name for path in (args.reference, args.calibration, args.other))
+    command = f"python tools/methods_page.py {files} --chunks {args.chunks}"
+    out = [f"{about}; H from {args.chunks} chunks of 512 tokens (`{command}`).\n"]
     for title, column in (
         ("Error of the output, ‖(W − Ŵ)X‖² / ‖WX‖², on the text that was looked at", 1),
         ("The same on another text", 2),
