@@ -91,13 +91,12 @@ class Layer:
 
     def __call__(self, x: np.ndarray, caches: Sequence[KVCache]) -> np.ndarray:
         """x float32 (n, dim) -> (n, dim)."""
-        ops, eps = self.ops, self.eps  # and no name for what is used up: `calibrate.walk` has many x wait
-        x = ops.add(
-            x,
-            self.o(
-                ops.attention(self.qkv(ops.rms_norm(x, self.attn_norm, eps)), caches, self.index, self.heads)
-            ),
+        ops, eps = self.ops, self.eps
+        h = self.o(
+            ops.attention(self.qkv(ops.rms_norm(x, self.attn_norm, eps)), caches, self.index, self.heads)
         )
+        x = ops.add(x, h)
+        del h  # `calibrate.walk` has many of it wait
         return ops.add(x, self.down(ops.gated(self.gate_up(ops.rms_norm(x, self.ffn_norm, eps)), "silu")))
 
 

@@ -16,9 +16,9 @@
     w = scale * (code - zero)
 
 Groups that are runs of 16 or of a multiple of 32 columns of a row become i8, i4, i3, i2 or i1, with zero
-points that are floats, and run as such. The others (axis 0 shares a scale between
-weights of different rows, which no product of integers can use) are decoded when they are read, into the
-type of their scales, which is what hqq itself computes with.
+points that are floats, and run as such. The others (axis 0 shares a scale between weights of different rows,
+which no product of integers can use) are decoded when they are read, into the type of their scales, which is
+what hqq itself computes with.
 
 Putting codes in order takes a copy of the weights in memory.
 
