@@ -315,7 +315,7 @@ def test_an_interrupted_method_goes_on_to_the_bit(
     all_looks = len(looks)
     with monkeypatch.context() as patch, suppress(Enough):
         patch.setattr(kept.Kept, "add", fail)
-        layerwise.apply(method, plan, QUICK, keep=keep, **options)
+        layerwise.apply(method, plan, QUICK, found=lambda *lost: None, keep=keep, **options)
     assert len(looks) < 2 * all_looks
     looks.clear()
     resumed = layerwise.apply(method, plan, QUICK, found=again.__setitem__, keep=keep, **options)
@@ -335,6 +335,8 @@ def test_what_is_kept_of_another_run_is_refused(folder, tmp_path):
     layerwise.apply("gptq", plan, QUICK, keep=keep)
     with pytest.raises(EdgeqError, match="another options"):
         layerwise.apply("gptq", plan, QUICK, keep=keep, damp=0.1)
+    with pytest.raises(EdgeqError, match="another report"):  # the errors of what was made are not known
+        layerwise.apply("gptq", plan, QUICK, found=lambda *lost: None, keep=keep)
     with pytest.raises(EdgeqError, match="another model or type"):
         layerwise.apply("gptq", quantizers.plan(folder, "q4_1"), QUICK, keep=keep)
     told = keep / "gptq" / "0" / kept.TENSORS

@@ -18,9 +18,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .. import formats
+from ..calibrate import Held
 from ..errors import EdgeqError, FormatError
 from ..files import safetensors, safetensors_writer, strict_json
 from ..files.output import Entry, whole
+from ..files.packed import as_bytes
 from ..files.source import Allowance
 from ..tensor import Tensor
 
@@ -53,14 +55,19 @@ class Kept:
             self._read(at)
             self.times += 1
 
-    def has(self, names: Sequence[str]) -> bool:
-        """Whether all of them were made."""
-        return all(name in self.tensors for name in names)
+    def settle(self, linear: Held, *, encoded: bool) -> bool:
+        """Whether a linear of `calibrate.walk` was made already; it gets the weights that were `encoded`."""
+        if not all(name in self.tensors for name in linear.names):
+            return False
+        if encoded:
+            for name, w in linear.parts():
+                w[:] = formats.dequantize(self.tensors[name])
+        return True
 
-    def add(self, tensors: Sequence[Tensor], lost: Mapping[str, float] | None = None) -> None:
+    def add(self, tensors: Sequence[Tensor], lost: Mapping[str, float]) -> None:
         """Keep what was made at once."""
         self.tensors.update((t.name, t) for t in tensors)
-        self.lost.update(lost or {})
+        self.lost.update(lost)
         if self.folder is None:
             return
         told, entries = {}, []
@@ -71,7 +78,7 @@ class Kept:
                 "format": t.format,
                 "shape": t.shape,
                 "parts": {part: [a.dtype.str, a.shape] for part, a in t.parts.items()},
-                "lost": (lost or {}).get(t.name),
+                "lost": lost.get(t.name),
             }
         self.folder.mkdir(parents=True, exist_ok=True)
         with whole(self.folder / str(self.times), nbytes=sum(e.nbytes for e in entries)) as (new,):
@@ -103,7 +110,7 @@ class Kept:
 
 
 def _bytes(name: str, array: np.ndarray) -> Entry:
-    data = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+    data = as_bytes(array)
     return Entry(name, "U8", data.shape, data.nbytes, lambda: [data])
 
 
@@ -132,6 +139,8 @@ def begin(folder: Path, run: Mapping[str, Any]) -> None:
     if not (path := folder / RUN).exists():
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise EdgeqError(f"{folder} is something else: what was made so far would be kept there")
+        if not folder.parent.is_dir():
+            raise EdgeqError(f"{folder.parent} is no folder: {folder.name} would be written there")
         folder.mkdir(exist_ok=True)
         with whole(path, nbytes=1 << 16) as (new,):
             new.write_text(json.dumps(run) + "\n")
@@ -147,13 +156,3 @@ def discard(folder: Path) -> None:
     """Remove the folder of a run, and nothing else."""
     if (folder / RUN).is_file():
         shutil.rmtree(folder)
-
-
-def settle(kept: Kept, linear: Any, *, encoded: bool) -> bool:
-    """Whether a linear of `calibrate.walk` was made already; it gets the weights that were `encoded`."""
-    if not kept.has(linear.names):
-        return False
-    if encoded:
-        for name, w in linear.parts():
-            w[:] = formats.dequantize(kept.tensors[name])
-    return True

@@ -26,7 +26,7 @@ from .eetq import eetq_onto
 from .gptq import costs
 from .gptq import gptq as gptq_of_layer
 from .hqq import Solver, has_offsets, hqq_onto
-from .kept import Kept, begin, identity, settle
+from .kept import Kept, begin, identity
 from .objective import error, of_weights, toward
 from .target import target
 
@@ -86,13 +86,19 @@ def apply(
         raise ValueError(f"{method} has no option {', '.join(sorted(unknown))}; it has {has}")
     names = method.lower().split("+")
     if keep and any(name in LONG for name in names):
-        begin(keep, identity(plan, calibration, method.lower(), options))
+        begin(keep, identity(plan, calibration, method.lower(), options) | {"report": found is not None})
     for name, then in zip(names, [*names[1:], ""], strict=True):
         own = {key: value for key, value in options.items() if key in known[name]}
         if name == "awq":
             own = {"feedback": then == "gptq"} | own
-        kept = [Kept(keep and keep / name)] if name in LONG else []
-        plan = _method(name)(plan, calibration, progress, found, *kept, **own)
+        if name not in LONG:
+            plan = _method(name)(plan, calibration, progress, found, **own)
+            continue
+        kept = Kept(keep and keep / name)
+        plan = _method(name)(plan, calibration, progress, found, kept, **own)
+        if found:
+            for matrix, lost in kept.lost.items():
+                found(matrix, lost)
     return plan
 
 
@@ -122,9 +128,9 @@ def rtn(
 def gptq(
     plan: "Plan",
     calibration: Calibration,
-    progress: Progress | None = None,
-    found: Found | None = None,
-    kept: Kept | None = None,
+    progress: Progress | None,
+    found: Found | None,
+    kept: Kept,
     *,
     damp: float = 0.01,
     order: str | None = "groups",
@@ -139,7 +145,6 @@ def gptq(
         Ichikawa, Quantization Error Propagation, arXiv 2504.09629, which has the part.
     """
     wanted, threads = to_encode(plan), calibration.threads or kernels.cores()
-    kept = kept or Kept()
     for linear, inputs in inputs_of(plan, calibration, progress, kept, drift=asymmetric > 0):
         h, matrices = inputs.hessian, {name: w for name, w in linear.parts() if name in wanted}
         made, lost = [], {}
@@ -157,10 +162,10 @@ def gptq(
                 rows = np.arange(start, start := start + len(matrices[name]))
                 made.append(formats.take(whole, rows)._replace(name=name))
                 coded = formats.dequantize(made[-1])
-                lost[name] = error(first[rows], coded, h)
+                if found:
+                    lost[name] = error(first[rows], coded, h)
                 matrices[name][:] = coded
         kept.add(made, lost)
-    _tell(found, kept)
     return put(plan, kept.tensors)
 
 
@@ -200,9 +205,9 @@ def hqq(
 def awq(
     plan: "Plan",
     calibration: Calibration,
-    progress: Progress | None = None,
-    found: Found | None = None,
-    kept: Kept | None = None,
+    progress: Progress | None,
+    found: Found | None,
+    kept: Kept,
     *,
     clipping: bool = True,
     feedback: bool = False,
@@ -212,8 +217,7 @@ def awq(
 
     feedback : look for scales that GPTQ rounds well, with that damping, and clip nothing; "awq+gptq" does.
     """
-    wanted, kept = to_encode(plan), kept or Kept()
-    scaled = Scaled(plan, kept)
+    wanted, scaled = to_encode(plan), Scaled(plan, kept)
     for linear, inputs in inputs_of(plan, calibration, progress, kept, encoded=False):
         names = [name for name in linear.names if name in wanted]
         if not names:
@@ -238,10 +242,9 @@ def awq(
             to, before = target(wanted[name], cols), scaled.weights(name)
             if clipping and not feedback and name.rsplit(".", 2)[1] in CLIPPED:
                 scaled.made[name] = clip(before, h, to)
-            scaled.lost[name] = error(before, rounded(scaled.made[name], to), h)
-    made = scaled.plan()
-    _tell(found, kept)
-    return made
+            if found:
+                scaled.lost[name] = error(before, rounded(scaled.made[name], to), h)
+    return scaled.plan()
 
 
 def eetq(
@@ -260,9 +263,9 @@ def eetq(
 def aqlm(
     plan: "Plan",
     calibration: Calibration,
-    progress: Progress | None = None,
-    found: Found | None = None,
-    kept: Kept | None = None,
+    progress: Progress | None,
+    found: Found | None,
+    kept: Kept,
     *,
     codebooks: int = 2,
     bits: int = 8,
@@ -279,34 +282,25 @@ def aqlm(
     tune : steps in which codebooks and scales of each block learn together afterwards; see `train.codebooks`.
     """
     threads, compiled = calibration.threads or kernels.cores(), calibration.backend == "numba"
-    kept = kept or Kept()
     for linear, inputs in inputs_of(plan, calibration, progress, kept):
+        made, lost = [], {}
         for name, w in linear.parts():
-            if kept.has([name]):
-                w[:] = formats.dequantize(kept.tensors[name])
-                continue
             with arch.turn(kernels.backend(calibration.backend), threads):
                 coded = aqlm_of_layer(
                     w, inputs.hessian, codebooks=codebooks, bits=bits, group=group, beam=beam, rounds=rounds,
                     damp=damp, seed=seed, compiled=compiled,
                 )  # fmt: skip
-            made = formats.get("aqlm").pack(*coded[:3])._replace(name=name)
-            decoded = formats.dequantize(made)
-            kept.add([made], {name: error(w, decoded, inputs.hessian)})
+            made.append(formats.get("aqlm").pack(*coded[:3])._replace(name=name))
+            decoded = formats.dequantize(made[-1])
+            if found:
+                lost[name] = error(w, decoded, inputs.hessian)
             w[:] = decoded
-    _tell(found, kept)
+        kept.add(made, lost)
     after = put(plan, kept.tensors)
     if tune:
         learn = importlib.import_module("edgeq.train.codebooks").tune
         after = learn(plan, after, calibration, steps=tune, progress=progress)
     return after
-
-
-def _tell(found: Found | None, kept: Kept) -> None:
-    """Tell what all matrices lost."""
-    if found:
-        for name, lost in kept.lost.items():
-            found(name, lost)
 
 
 class Scaled:
@@ -416,7 +410,7 @@ def inputs_of(
     """
     c, windows = calibration, windows_of(plan, calibration, progress)
     held = calibrate.held(plain(plan.meta), arranged(plan), plan.source, backend=c.backend, threads=c.threads)
-    done = partial(settle, kept or Kept(), encoded=encoded)
+    done = partial((kept or Kept()).settle, encoded=encoded)
     yield from calibrate.walk(held, windows, drift=drift, done=done, progress=progress)
 
 
