@@ -349,6 +349,17 @@ def test_what_is_kept_of_another_run_is_refused(folder, tmp_path):
         layerwise.apply("gptq", plan, QUICK, keep=mine)
     quantizers.discard(mine)
     assert (mine / "letter.txt").exists()
+    with pytest.raises(EdgeqError, match="is no folder"):
+        layerwise.apply("gptq", plan, QUICK, keep=tmp_path / "none" / "keep")
+
+
+@pytest.mark.parametrize("folder", ["llama"], indirect=True)
+def test_what_is_kept_lies_beside_a_folder(folder, tmp_path):
+    words = ["quantize", str(folder), f"{tmp_path / 'made'}/", "i4-g32-asym", "--method", "gptq"]
+    done = CliRunner().invoke(cli.edgeq, [*words, "--chunks", "2", "-c", "32"])
+    assert done.exit_code == 0, done.output
+    assert (tmp_path / "made" / "config.json").exists()
+    assert not (tmp_path / "made.made").exists()
 
 
 @pytest.mark.parametrize("folder", ["llama"], indirect=True)

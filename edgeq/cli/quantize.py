@@ -151,7 +151,7 @@ def command(
     errors: dict[str, float] = {}
     before = sum(r.tensor.nbytes for r in plan.recodings)
     found = errors.__setitem__ if report else None
-    keep = Path(names[1] + ".made")
+    keep = Path(names[1]).with_name(Path(names[1]).name + ".made")
     if not resume:
         quantizers.discard(keep)
     with usage(), progress() as bar, orderly():
