@@ -9,7 +9,7 @@ float weights of one layer are in memory.
 """
 
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import chain
@@ -26,12 +26,12 @@ from .errors import EdgeqError
 from .evaluate.perplexity import Reader
 from .evaluate.protocol import cut
 from .files.imatrix import CHUNK, Imatrix, Squares
-from .kernels import scratch
 from .observers import Observer
 from .tensor import Tensor
 
 AT_ONCE = 8  # chunks that are made up together
-TOGETHER = 4  # chunks that are one matrix in a product
+NEAR = 64  # inputs that stay in the cache while they are looked at
+TOGETHER = 4  # chunks that go through a layer as one matrix
 
 
 def imatrix(
@@ -244,7 +244,8 @@ class Inputs:
 
     def look(self, x: np.ndarray, original: np.ndarray | None = None) -> None:
         """Add inputs x float32 (n, cols), and what they were at first."""
-        self.magnitudes += np.abs(x, out=scratch.empty(x.shape)).sum(axis=0)
+        for start in range(0, len(x), NEAR):
+            self.magnitudes += np.abs(x[start : start + NEAR]).sum(axis=0)
         self.count += len(x)
         self.hessian += self.ops.dot(x.T, x)
         if self.drift is not None and original is not None:
@@ -290,29 +291,35 @@ def walk(
     progress : called with ("layers", those that are done, all of them).
     """
     network, cache = model.network, model.new_cache(windows.shape[1])
-    states = [[network.embed(window) for window in windows] for _ in range(1 + drift)]
+    # chunks take turns with one cache: each reads what it wrote before the next one writes
+    cache.tokens.extend(windows[0].tolist())
+    groups = [windows[start : start + TOGETHER] for start in range(0, len(windows), TOGETHER)]
+    caches = [[cache] * len(group) for group in groups]
+    states = [[network.embed(group.reshape(-1)) for group in groups] for _ in range(1 + drift)]
     for i, layer in enumerate(network.layers):
         if progress:
             progress("layers", i, len(network.layers))
         linears = {name: value for name, value in vars(layer).items() if isinstance(value, Held)}
         for linear in linears.values():
             linear.hold()
-        streams = [[Passage(layer, x, [cache]) for x in stream] for stream in states]
+        streams = [
+            [Passage(layer, x, turns) for x, turns in zip(stream, caches, strict=True)] for stream in states
+        ]
         states.clear()
         vars(layer).update({name: partial(wait, linear) for name, linear in linears.items()})
         try:
             with arch.turn(model.ops, model.threads):
                 for stream in streams:
-                    _go_on(stream, None, windows, cache)
+                    _go_on(stream)
             while (at := streams[0][0].at) is not None:
                 if not done(at):
                     with arch.turn(model.ops, model.threads):
                         inputs = _seen(streams)
                     yield at, inputs
                 with arch.turn(model.ops, model.threads):
-                    _go_on(streams[0], at, windows, cache)
+                    _go_on(streams[0], at)
                     for stream in streams[1:]:
-                        _go_on(stream, at.at_first, windows, cache)
+                        _go_on(stream, at.at_first)
             states = [[np.array(passage.take()) for passage in stream] for stream in streams]
         finally:
             for passage in chain(*streams):
@@ -324,17 +331,10 @@ def walk(
         progress("layers", len(network.layers), len(network.layers))
 
 
-def _go_on(stream: Sequence["Passage"], linear: Callable | None, windows: np.ndarray, cache: Any) -> None:
-    """Let each chunk go on to the next linear, with what `linear` makes of what it waits with."""
-    for start in range(0, len(stream), TOGETHER):
-        group = stream[start : start + TOGETHER]
-        answers: Any = [None] * len(group)
-        if linear is not None:
-            answers = np.split(linear(_joined(group)), len(group))
-        for passage, window, answer in zip(group, windows[start:], answers, strict=False):
-            cache.truncate(0)  # from a linear to the next there is at most one attention, of one chunk
-            cache.tokens.extend(window.tolist())
-            passage.go_on(answer)
+def _go_on(stream: Iterable["Passage"], linear: Callable[[np.ndarray], np.ndarray] | None = None) -> None:
+    """Let all go on to the next linear, with what `linear` makes of what they wait with."""
+    for passage in stream:
+        passage.go_on(None if linear is None else linear(passage.x))
 
 
 def _seen(streams: Sequence[Sequence["Passage"]]) -> Inputs:
@@ -342,21 +342,15 @@ def _seen(streams: Sequence[Sequence["Passage"]]) -> Inputs:
     linear, drift = streams[0][0].at, len(streams) > 1
     assert linear is not None
     inputs = Inputs(linear.tensors[0].cols, linear.ops, drift=drift)
-    for start in range(0, len(streams[0]), TOGETHER):
-        inputs.look(*(_joined(stream[start : start + TOGETHER]) for stream in streams))
+    for passages in zip(*streams, strict=True):
+        inputs.look(*(passage.x for passage in passages))
     if not np.isfinite(inputs.hessian).all():
         raise EdgeqError(f"the inputs of {linear.names[0]} are not finite numbers")
     return inputs
 
 
-def _joined(group: Sequence["Passage"]) -> np.ndarray:
-    """What some chunks wait with, one below the other."""
-    rows, cols = group[0].x.shape
-    return np.concatenate([p.x for p in group], out=scratch.empty((len(group) * rows, cols)))
-
-
 class Passage(threading.Thread):
-    """A chunk on its way through a layer: a thread that runs only while `go_on` waits for it to arrive.
+    """Some chunks on their way through a layer: a thread that runs only while `go_on` waits for it to arrive.
 
     Attributes
     ----------
