@@ -247,7 +247,7 @@ class Inputs:
         for start in range(0, len(x), NEAR):
             self.magnitudes += np.abs(x[start : start + NEAR]).sum(axis=0)
         self.count += len(x)
-        self.hessian += self.ops.dot(x.T, x)
+        self.hessian += self.ops.gram(x)
         if self.drift is not None and original is not None:
             self.drift += self.ops.dot((original - x).T, x)
 

@@ -46,6 +46,23 @@ def test_a_matrix_and_its_transpose(rows, cols, seed):
     np.testing.assert_array_equal(half[upper], whole[upper])
 
 
+@settings(deadline=None, max_examples=30)
+@given(st.integers(1, 1500), st.integers(1, 300), st.integers(0, 2**32 - 1))
+def test_inputs_rounded_for_their_gram_matrix(rows, cols, seed):
+    x = np.random.default_rng(seed).standard_normal((rows, cols), np.float32)
+    x[:: max(1, rows // 3), :: max(1, cols // 2)] *= 1e4  # inputs that stand out, as models have them
+    found = []
+    for threads in (1, 2, 3):
+        with pool.computing(threads):
+            found.append(product.gram(x).copy())
+    np.testing.assert_array_equal(found[0], found[0].T)
+    # rounding to 8 bits moves a number by 2⁻⁸ of it, and a product by twice that
+    most = np.abs(x).T.astype(np.float64) @ np.abs(x) * 2.0**-6.99
+    assert (np.abs(found[0] - x.T.astype(np.float64) @ x) <= most).all()
+    for other in found[1:]:
+        np.testing.assert_array_equal(found[0], other)
+
+
 def test_parts_of_arrays_and_small_ones():
     x = np.random.default_rng(0).standard_normal((200, 700), np.float32)
     with pool.computing(2):

@@ -12,6 +12,7 @@ A backend is a module with
     gated(gate_up, activation)     silu(gate) * up, or gelu(gate) * up
     add(x, y)
     dot(a, b)                      a @ b of matrices that change from call to call
+    gram(x)                        xᵀ x of inputs, whose numbers may be rounded to bfloat16 for it
     low_rank(a, b) -> f            f(x, y) = y + x @ aᵀ @ bᵀ
     again(caches, what, x, f)      f(x), which comes again and again for the same sequences
     ready(progress)                compile what the above will run

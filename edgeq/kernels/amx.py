@@ -19,7 +19,7 @@ from numba import njit, types
 from numba.extending import intrinsic
 
 from . import simd
-from .simd import I8, I16, I32, I64, _constant, _data, _prefetch, _shuffle, _store
+from .simd import I8, I16, I32, I64, _constant, _data, _load, _prefetch, _shuffle, _store
 
 ROWS, COLS = 16, 32  # numbers of a tile of x
 TILE = ROWS * COLS
@@ -179,17 +179,24 @@ def prefetch(typing, array, index):
     return types.void(array, index), code
 
 
-@intrinsic
-def store_rounded(typing, out, index, a, b):
-    """Round the lanes of a, then those of b, to bfloat16 in the elements of out from `index` on."""
+def _store_rounded(pairs):
+    """Make `store_rounded` for rows of x, or for pairs of rows of w."""
 
-    def code(context, builder, sig, args):
-        index = builder.mul(context.cast(builder, args[1], sig.args[1], types.intp), I64(2))
-        (low,), (high,) = (simd._vectors(builder, args[i]) for i in (2, 3))
-        _store(builder, _data(context, builder, out, args[0]), index, _to_bfloat16(builder, low, high))
-        return context.get_dummy_value()
+    @intrinsic
+    def store_rounded(typing, out, index, a, b):
+        """Round the lanes of a, then those of b, to bfloat16 in the elements of out from `index` on."""
 
-    return types.void(out, index, a, b), code
+        def code(context, builder, sig, args):
+            at = builder.mul(context.cast(builder, args[1], sig.args[1], types.intp), I64(2))
+            (low,), (high,) = (simd._vectors(builder, args[i]) for i in (2, 3))
+            numbers = _to_bfloat16(builder, low, high)
+            base = _data(context, builder, out, args[0])
+            _store(builder, base, at, _interleave(builder, numbers) if pairs else numbers)
+            return context.get_dummy_value()
+
+        return types.void(out, index, a, b), code
+
+    return store_rounded
 
 
 def _store_split(pairs):
@@ -215,7 +222,31 @@ def _store_split(pairs):
     return store_split
 
 
+round_row, round_pair = _store_rounded(False), _store_rounded(True)
 split_row, split_pair = _store_split(False), _store_split(True)
+
+
+@intrinsic
+def turn(typing, tiles, index):
+    """Make of the tile that begins at an element of tiles, int16, that of its transpose as the other operand:
+    pair k of row i becomes row k's pair i.
+    """
+
+    def code(context, builder, sig, args):
+        at = builder.mul(context.cast(builder, args[1], sig.args[1], types.intp), I64(2))
+        base, kind = _address(builder, _data(context, builder, tiles, args[0]), at), ir.VectorType(I32, 16)
+        rows = [_load(builder, base, 64 * i, kind) for i in range(ROWS)]
+        for step in (1, 2, 4, 8):  # rows i and i + step exchange the parts of columns where they differ
+            low = [j if not j & step else j - step + 16 for j in range(16)]
+            high = [j + step if not j & step else j + 16 for j in range(16)]
+            for i in (i for i in range(ROWS) if not i & step):
+                a, b = rows[i], rows[i + step]
+                rows[i], rows[i + step] = _shuffle(builder, a, b, low), _shuffle(builder, a, b, high)
+        for i, row in enumerate(rows):
+            _store(builder, base, I64(64 * i), row)
+        return context.get_dummy_value()
+
+    return types.void(tiles, index), code
 
 
 @njit(nogil=True)
@@ -224,6 +255,15 @@ def room(count):
     made = np.empty(count + 32, np.int16)
     first = (-made.ctypes.data % 64) // 2
     return made[first : first + count]
+
+
+@njit(nogil=True)
+def multiply_rounded(x, first, second, w, one, other, count):
+    """Add the products of `count` tiles, one after the other in x and in w, to what accumulates."""
+    for k in range(0, count * TILE, TILE):
+        load(x, first + k, second + k, True)
+        load(w, one + k, other + k, False)
+        multiply()
 
 
 @njit(nogil=True)

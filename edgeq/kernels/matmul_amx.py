@@ -69,12 +69,12 @@ def round_tokens(unit, x, rounded):
         to = unit * runs * TILE + t % ROWS * COLS
         for run in range(cols // COLS):
             at = t * cols + COLS * run
-            amx.store_rounded(rounded, to + run * TILE, simd.load(x, at), simd.load(x, at + 16))
+            amx.round_row(rounded, to + run * TILE, simd.load(x, at), simd.load(x, at + 16))
         if cols % COLS:
             pad = np.zeros(COLS, np.float32)
             for i in range(cols % COLS):
                 pad[i] = x[t, cols - cols % COLS + i]
-            amx.store_rounded(rounded, to + (runs - 1) * TILE, simd.load(pad, 0), simd.load(pad, 16))
+            amx.round_row(rounded, to + (runs - 1) * TILE, simd.load(pad, 0), simd.load(pad, 16))
 
 
 @njit(nogil=True)

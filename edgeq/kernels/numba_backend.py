@@ -19,11 +19,13 @@ from . import (
     lowrank,
     matmul,
     matmul_amx,
+    numpy_backend,
     pool,
     scratch,
     simd,
 )  # fmt: skip
 from . import attention as attention_kernel
+from . import product as products
 from .cache import KVCache
 from .heads import Heads
 from .jit import Entry, Kernel, Progress, compile_all
@@ -31,7 +33,6 @@ from .lanes import PLANE_BYTES, ROWS, RUN, Lanes
 from .matmul import TOKENS
 from .pool import computing as computing
 from .prepare import prepare
-from .product import dot as dot_of_halves
 from .program import Program, replay
 from .rope import rope
 from .simd import kernel_view
@@ -42,7 +43,9 @@ CACHE_TYPES = ("f16", "f32", "q8_0") if simd.PATH.half else ("f32",)
 WANTED: set[Entry] = set()
 EMPTY = np.zeros(0, np.float32)
 # a @ b of float32 matrices that are not kept, as calibration and training have them
-dot = dot_of_halves if simd.PATH.amx else np.matmul
+dot = products.dot if simd.PATH.amx else np.matmul
+# xᵀ x of inputs, where there is a matrix unit of numbers that are rounded for it
+gram = products.gram if simd.PATH.amx else numpy_backend.gram
 # fewer tokens than this take 16-bit activations (see activations.py), as many or more the matrix unit where
 # there is one (see amx.py), which is then the faster way, else 8-bit activations
 FINE_TOKENS = 32 if simd.PATH.amx else 128

@@ -20,6 +20,11 @@ CACHE_TYPES = ("f32", "f16", "q8_0")
 dot = np.matmul  # of float32 matrices
 
 
+def gram(x: np.ndarray) -> np.ndarray:
+    """xᵀ x of inputs x float32 (n, cols)."""
+    return x.T @ x
+
+
 class Linear:
     """y = x @ Wᵀ + b with W float32 (rows, cols), x (n, cols), y (n, rows); W in parts, each with the way in
     which its x is rounded.
