@@ -218,6 +218,19 @@ def test_compiled_bytes_are_those_of_numpy(name, kind):
         np.testing.assert_array_equal(compiled.quantize(name, w, given_importance).data, ours)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", CODED)
+def test_compiled_rounding_is_that_of_numpy(name, kind):
+    w = weights(kind, 3, 512)
+    grid = formats.fit(name, w)
+    if (np.diff(grid.levels.astype(np.float32)) <= 0).any():
+        pytest.skip("its levels are in another order")
+    np.testing.assert_array_equal(compiled.rounded(w, grid), decode(encode(w, grid), grid))
+    if hasattr(formats.get(name), "SPACE"):
+        fitted = compiled.fit(formats.get(name), w, None)
+        np.testing.assert_array_equal(compiled.rounded(w, fitted), decode(encode(w, grid), grid))
+
+
 @pytest.mark.parametrize("name", NAMES)
 @given(rows=st.integers(1, 40), blocks=st.integers(1, 3), half=st.booleans())
 @settings(max_examples=8)

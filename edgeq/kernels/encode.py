@@ -46,21 +46,35 @@ def choose(
 
 def fit(module: ModuleType, w: np.ndarray, importance: np.ndarray | None) -> Grid:
     """`formats.fit` of rows w (rows, cols), importance (cols,), for a format with a SPACE."""
-    w, space = formats.checked(module, floats(w)), module.SPACE
-    if importance is None and space.rounding:
-        grid = space.rounding(w.reshape(-1, module.BLOCK), space.levels)[1]
+    if importance is None and module.SPACE.rounding:
+        grid = choose(module, w, None)[1]
     else:
-        grid = search_fit(w, importance, space, module.BLOCK)
+        grid = search_fit(formats.checked(module, floats(w)), importance, module.SPACE, module.BLOCK)
     return formats.of_rows(grid, len(w))
 
 
 def encode(w: np.ndarray, grid: Grid) -> np.ndarray:
     """`grid.encode`, for levels in ascending order; w float32 (rows, cols)."""
-    scale = expand(grid.scale, grid.scale_steps)
-    offset = np.zeros_like(scale) if grid.offset is None else expand(grid.offset, grid.offset_steps)
+    scale, offset = _flat(grid)
     codes = np.empty((scale.size, w.size // scale.size), np.uint8)
-    encode_groups(w.reshape(codes.shape), scale.reshape(-1), offset.reshape(-1), table(grid.levels), codes)
+    encode_groups(w.reshape(codes.shape), scale, offset, table(grid.levels), codes)
     return codes.reshape(w.shape)
+
+
+def rounded(w: np.ndarray, grid: Grid) -> np.ndarray:
+    """`grid.decode` of `grid.encode`, for levels in ascending order; w float32 (rows, cols)."""
+    scale, offset = _flat(grid)
+    out = np.empty((scale.size, w.size // scale.size), np.float32)
+    round_groups(w.reshape(out.shape), scale, offset, table(grid.levels), out)
+    return out.reshape(w.shape)
+
+
+def _flat(grid: Grid) -> tuple[np.ndarray, np.ndarray]:
+    """Scale and offset of each group, float32."""
+    scale = expand(grid.scale, grid.scale_steps).reshape(-1)
+    if grid.offset is None:
+        return scale, np.zeros_like(scale)
+    return scale, expand(grid.offset, grid.offset_steps).reshape(-1)
 
 
 def floats(w: np.ndarray) -> np.ndarray:
@@ -97,6 +111,25 @@ def encode_groups(w, scale, offset, levels, codes):
                 for i in range(levels.shape[1] - 1):
                     code += v > levels[1, i]
                 codes[g, j] = np.uint8(code)
+
+
+@kernel("void(f4[:, ::1], f4[::1], f4[::1], f4[:, ::1], f4[:, ::1])", error_model="numpy")
+def round_groups(w, scale, offset, levels, out):
+    """out f32 (groups, group) = what the codes of `encode_groups` stand for."""
+    first, last = levels[0, 0], levels[0, -1]
+    for g in range(len(w)):
+        over = np.float32(1) / scale[g]
+        over = np.float32(0) if np.isinf(over) else over
+        if levels.shape[1] == 2:
+            for j in range(w.shape[1]):
+                v = min(max(np.rint((w[g, j] - offset[g]) * over), first), last)
+                out[g, j] = v * scale[g] + offset[g]
+        else:
+            for j in range(w.shape[1]):
+                v, code = (w[g, j] - offset[g]) * over, 0
+                for i in range(levels.shape[1] - 1):
+                    code += v > levels[1, i]
+                out[g, j] = levels[0, code] * scale[g] + offset[g]
 
 
 @njit(nogil=True, fastmath={"nnan", "nsz"})

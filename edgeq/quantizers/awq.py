@@ -23,17 +23,22 @@ the values of one, whose rows make the inputs of attn_output, theirs leaves attn
 columns share a scale.
 """
 
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+import importlib
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 
+from ..convert.stream import in_order
 from ..grid import decode, encode
+from ..kernels import numpy_backend
 from .target import Target
 
 GRID = 20  # values of α
 CLIPS = np.linspace(1, 0.5, 10, endpoint=False, dtype=np.float32)  # parts of a range
+NEAR = 256  # rows that stay in the cache while their clips are looked for
 LEAST = 1e-4  # of a magnitude, so that inputs that are always zero leave weights finite
 
 
@@ -60,6 +65,7 @@ def search_scale(
     source: np.ndarray | None = None,
     costs: np.ndarray | None = None,
     *,
+    gram: Callable[[np.ndarray], np.ndarray] = numpy_backend.gram,
     threads: int = 1,
 ) -> Scaling:
     """The best scale of the inputs that some layers share.
@@ -73,22 +79,26 @@ def search_scale(
     source : int (cols,), which row of the layer before makes each input, where several come of one: these
         share a scale.
     costs : float (cols,), of errors in each column, in the place of h.
+    gram : xᵀ x of a backend.
     threads : that take values of α.
     """
     w, h = np.concatenate(weights).astype(np.float32), h.astype(np.float32)
     if source is not None:
         magnitude = (np.bincount(source, magnitude) / np.maximum(np.bincount(source), 1))[source]
 
-    def error_of(alpha: float) -> float:
+    def left_of(alpha: float) -> np.ndarray:
         s = scale_of(magnitude, alpha)
-        left = w - rounded(w * s, target, None if costs is None else costs / s**2) / s
+        left = rounded(w * s, target, None if costs is None else costs / s**2)
+        return np.subtract(w, np.divide(left, s, out=left), out=left)
+
+    def error_of(left: np.ndarray) -> float:
         if costs is not None:
             return float(np.einsum("ij,ij->j", left, left) @ costs)
-        return float(np.einsum("ij,ij->i", left @ h, left).sum(dtype=np.float64))
+        return float(np.einsum("ij,ij->i", gram(left), h).sum(dtype=np.float64))  # tr(H LᵀL)
 
     alphas = np.arange(GRID) / GRID
-    with ThreadPoolExecutor(threads) as pool:
-        errors = np.array(list(pool.map(error_of, alphas)))
+    with closing(in_order((partial(left_of, alpha) for alpha in alphas), threads)) as lefts:
+        errors = np.array([error_of(left) for left in lefts])
     best = float(alphas[errors.argmin()])
     return Scaling(scale_of(magnitude, best), best, errors)
 
@@ -102,24 +112,36 @@ def scale_of(magnitude: np.ndarray, alpha: float) -> np.ndarray:
 def rounded(w: np.ndarray, target: Target, importance: np.ndarray | None = None) -> np.ndarray:
     """Q(w) for w float32 (rows, cols)."""
     grid = target.fit(w, None if importance is None else importance.astype(np.float32))
+    if target.compiled and (np.diff(grid.levels.astype(np.float32)) > 0).all():
+        return importlib.import_module("edgeq.kernels.encode").rounded(w, grid)
     return decode(encode(w, grid), grid)
 
 
-def clip(w: np.ndarray, h: np.ndarray, target: Target) -> np.ndarray:
+def clip(w: np.ndarray, h: np.ndarray, target: Target, *, threads: int = 1) -> np.ndarray:
     """The weights float32 (rows, cols), each group cut to the part of its range that leaves ‖(W - Ŵ)X‖²
-    least, as far as that is the group's own doing. h float (cols, cols), XXᵀ of their inputs.
+    least, as far as that is the group's own doing.
+
+    h : float (cols, cols), XXᵀ of their inputs.
+    threads : that take rows.
     """
-    rows, width = len(w), target.width
-    groups = w.reshape(rows, -1, width)
-    ends = groups.min(axis=2, keepdims=True), groups.max(axis=2, keepdims=True)
-    n = np.arange(groups.shape[1])
+    width = target.width
+    n = np.arange(w.shape[1] // width)
     own = h.reshape(len(n), width, len(n), width)[n, :, n].astype(np.float32)  # (groups, width, width)
-    best, chosen = np.full((rows, len(n)), np.inf, np.float32), w
+    parts = (partial(_clip, w[start : start + NEAR], own, target) for start in range(0, len(w), NEAR))
+    with closing(in_order(parts, threads)) as clipped:
+        return np.concatenate(list(clipped))
+
+
+def _clip(w: np.ndarray, own: np.ndarray, target: Target) -> np.ndarray:
+    """`clip` of some rows; own float32 (groups, width, width), the blocks on the diagonal of H."""
+    groups = w.reshape(len(w), len(own), -1)
+    ends = groups.min(axis=2, keepdims=True), groups.max(axis=2, keepdims=True)
+    best, chosen = np.full(groups.shape[:2], np.inf, np.float32), groups
     for part in CLIPS:
-        cut = np.clip(groups, ends[0] * part, ends[1] * part).reshape(w.shape)
-        left = (w - rounded(cut, target)).reshape(groups.shape).swapaxes(0, 1)
-        error = ((left @ own) * left).sum(axis=2).T
+        cut = np.clip(groups, ends[0] * part, ends[1] * part)
+        left = (groups - rounded(cut.reshape(w.shape), target).reshape(groups.shape)).swapaxes(0, 1)
+        error = np.einsum("grj,grj->rg", left @ own, left)
         better = error < best
         best = np.where(better, error, best)
-        chosen = np.where(np.repeat(better, width, axis=1), cut, chosen)
-    return chosen
+        chosen = np.where(better[:, :, None], cut, chosen)
+    return chosen.reshape(w.shape)

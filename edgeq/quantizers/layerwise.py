@@ -218,6 +218,7 @@ def awq(
     feedback : look for scales that GPTQ rounds well, with that damping, and clip nothing; "awq+gptq" does.
     """
     wanted, scaled = to_encode(plan), Scaled(plan, kept)
+    ops, threads = kernels.backend(calibration.backend), calibration.threads or kernels.cores()
     for linear, inputs in inputs_of(plan, calibration, progress, kept, encoded=False):
         names = [name for name in linear.names if name in wanted]
         if not names:
@@ -225,15 +226,17 @@ def awq(
         cols = linear.weight.shape[1]
         maker, source = scaled.maker_of(linear.names[0])
         to = target(wanted[names[0]], cols)
-        best = search_scale(
-            [scaled.weights(name) for name in names],
-            inputs.hessian,
-            inputs.magnitudes / inputs.count,
-            to,
-            source,
-            costs(inputs.hessian, to, damp, "groups") if feedback else None,
-            threads=calibration.threads or kernels.cores(),
-        )
+        with arch.turn(ops, threads):
+            best = search_scale(
+                [scaled.weights(name) for name in names],
+                inputs.hessian,
+                inputs.magnitudes / inputs.count,
+                to,
+                source,
+                costs(inputs.hessian, to, damp, "groups") if feedback else None,
+                gram=ops.gram,
+                threads=threads,
+            )
         of_rows = np.ones(max(source) + 1, np.float32)
         of_rows[source] = best.scale
         scaled.scale(linear.names, maker, source, of_rows)
@@ -241,7 +244,7 @@ def awq(
         for name in names:
             to, before = target(wanted[name], cols), scaled.weights(name)
             if clipping and not feedback and name.rsplit(".", 2)[1] in CLIPPED:
-                scaled.made[name] = clip(before, h, to)
+                scaled.made[name] = clip(before, h, to, threads=threads)
             if found:
                 scaled.lost[name] = error(before, rounded(scaled.made[name], to), h)
     return scaled.plan()
