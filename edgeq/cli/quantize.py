@@ -173,8 +173,10 @@ def command(
         paths = quantizers.write(
             plan, names[1], layout=layout, max_size=max_size, threads=threads, progress=bar
         )
+    done = summary(plan, before)
+    del plan  # and with it what lies in that folder
     quantizers.discard(keep)
-    note(f"{summary(plan, before)}, in {time.monotonic() - start:.1f} s")
+    note(f"{done}, in {time.monotonic() - start:.1f} s")
     for path in paths:
         click.echo(path)
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .. import formats
+from .. import files, formats
 from ..calibrate import Held
 from ..errors import EdgeqError, FormatError
 from ..files import safetensors, safetensors_writer, strict_json
@@ -65,10 +65,10 @@ class Kept:
         return True
 
     def add(self, tensors: Sequence[Tensor], lost: Mapping[str, float]) -> None:
-        """Keep what was made at once."""
-        self.tensors.update((t.name, t) for t in tensors)
-        self.lost.update(lost)
+        """Keep what was made at once; in a folder, not in memory, too."""
         if self.folder is None:
+            self.tensors.update((t.name, t) for t in tensors)
+            self.lost.update(lost)
             return
         told, entries = {}, []
         for t in tensors:
@@ -85,6 +85,7 @@ class Kept:
             new.mkdir()
             safetensors_writer.write_file(new / CODES, entries)
             (new / TENSORS).write_text(json.dumps(told) + "\n")
+        self._read(self.folder / str(self.times))
         self.times += 1
 
     def _read(self, at: Path) -> None:
@@ -120,6 +121,7 @@ def identity(plan: "Plan", calibration: "Calibration", method: str, options: Map
     for r in plan.recodings:
         crc = zlib.crc32(f"{r.tensor.name} {r.tensor.format} {r.tensor.shape} {r.format}".encode(), crc)
         crc = zlib.crc32(r.tensor.data[:LOOKED_AT].tobytes(), crc)
+        files.release(r.tensor.data)  # of which the system reads more ahead
     text = calibration.text
     return json.loads(
         json.dumps(
