@@ -1,5 +1,6 @@
-"""The estimate of memory, against the peak of a process that runs the model."""
+"""The estimate of memory, against the peak of a process that runs the model; memory that is freed."""
 
+import platform
 import subprocess
 import sys
 
@@ -38,3 +39,28 @@ def test_the_estimate_is_within_a_tenth_of_the_peak(model, ctx, kind, request):
     peak(200)  # compiles what is missing, which takes memory, too
     assert peak(8) == pytest.approx(need.loaded, rel=0.1)
     assert peak(ctx - 8) == pytest.approx(need.total, rel=0.1)
+
+
+HOLES = """
+import numpy as np
+from edgeq.kernels import scratch
+def resident():
+    with open("/proc/self/status") as lines:
+        return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) // 1024
+{call}
+for size in (30, 16):  # from which glibc learns to keep as much
+    np.ones(size << 20, np.uint8)
+blocks = [np.ones(8 << 20, np.uint8) for _ in range(8)]
+full = resident()
+del blocks[:7]
+print(full - resident())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc keeps what is freed")
+@pytest.mark.parametrize(
+    ("call", "returned"), [("", range(8)), ("scratch.keep_nothing_else()", range(50, 60))]
+)
+def test_freed_blocks_go_back_to_the_system(call, returned):
+    run = subprocess.run([sys.executable, "-c", HOLES.format(call=call)], capture_output=True, check=True)
+    assert int(run.stdout) in returned

@@ -126,6 +126,7 @@ def command(
     """
     from .. import catalog, quantizers
     from ..evaluate.laboratory import write
+    from ..kernels import scratch
 
     folder = method.split("+")[-1] in quantizers.layerwise.FOLDERS
     if bits is None and folder and len(names) == 2:
@@ -154,6 +155,7 @@ def command(
     keep = Path(names[1]).with_name(Path(names[1]).name + ".made")
     if not resume:
         quantizers.discard(keep)
+    scratch.keep_nothing_else()
     with usage(), progress() as bar, orderly():
         try:
             plan = quantizers.layerwise.apply(method, plan, look, bar, found, keep, **method_options)
