@@ -18,7 +18,7 @@ code.
 
 Differences from the authors' code: errors are those of the layers that share X, summed, where theirs for q,
 k, v and for gate, up is that of the attention's and of the whole feed-forward network's output. They are
-exact for all of the text, from H, where theirs come from a sample of it. Where several heads of queries share
+of all of the text, from H, where theirs come from a sample of it. Where several heads of queries share
 the values of one, whose rows make the inputs of attn_output, theirs leaves attn_output alone; here their
 columns share a scale.
 """
