@@ -93,6 +93,22 @@ def widen(halves, out):
         simd.store(out, i, 0, simd.load(halves, i))
 
 
+@njit(nogil=True, error_model="numpy")
+def inverse(scale):
+    """`grid.inverse` of a number."""
+    over = np.float32(1) / scale
+    return np.float32(0) if np.isinf(over) else over
+
+
+@njit(nogil=True)
+def place(v, levels):
+    """The code of the level nearest to v, of levels that are no neighbouring integers."""
+    code = 0
+    for i in range(levels.shape[1] - 1):
+        code += v > levels[1, i]
+    return code
+
+
 @kernel("void(f4[:, ::1], f4[::1], f4[::1], f4[:, ::1], u1[:, ::1])", error_model="numpy")
 def encode_groups(w, scale, offset, levels, codes):
     """codes u8 (groups, group) = nearest to w, on the grid of scale and offset f32 (groups,) and of levels as
@@ -100,17 +116,13 @@ def encode_groups(w, scale, offset, levels, codes):
     """
     first, last = levels[0, 0], levels[0, -1]
     for g in range(len(w)):
-        over = np.float32(1) / scale[g]
-        over = np.float32(0) if np.isinf(over) else over
+        over = inverse(scale[g])
         for j in range(w.shape[1]):
             v = (w[g, j] - offset[g]) * over
             if levels.shape[1] == 2:
                 codes[g, j] = np.uint8(min(max(np.rint(v), first), last) - first)
             else:
-                code = 0
-                for i in range(levels.shape[1] - 1):
-                    code += v > levels[1, i]
-                codes[g, j] = np.uint8(code)
+                codes[g, j] = np.uint8(place(v, levels))
 
 
 @kernel("void(f4[:, ::1], f4[::1], f4[::1], f4[:, ::1], f4[:, ::1])", error_model="numpy")
@@ -118,17 +130,14 @@ def round_groups(w, scale, offset, levels, out):
     """out f32 (groups, group) = what the codes of `encode_groups` stand for."""
     first, last = levels[0, 0], levels[0, -1]
     for g in range(len(w)):
-        over = np.float32(1) / scale[g]
-        over = np.float32(0) if np.isinf(over) else over
+        over = inverse(scale[g])
         if levels.shape[1] == 2:
             for j in range(w.shape[1]):
                 v = min(max(np.rint((w[g, j] - offset[g]) * over), first), last)
                 out[g, j] = v * scale[g] + offset[g]
         else:
             for j in range(w.shape[1]):
-                v, code = (w[g, j] - offset[g]) * over, 0
-                for i in range(levels.shape[1] - 1):
-                    code += v > levels[1, i]
+                code = place((w[g, j] - offset[g]) * over, levels)
                 out[g, j] = levels[0, code] * scale[g] + offset[g]
 
 
