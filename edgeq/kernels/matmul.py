@@ -278,14 +278,16 @@ def many(state, w, runs, table, zero, x, given, shift, codes, scale, sums, out, 
 @njit(nogil=True)
 def one_float_unit(unit, units, w, x, out, column):
     """The rows of a unit, for one token."""
-    cols = w.shape[1]
+    cols, ahead = w.shape[1], AHEAD // w.itemsize
     first, stop = share(unit, units, -(-w.shape[0] // STREAMS))
     last = w.shape[0] - 1
     for tile in range(first, stop):
         g = tile * STREAMS
         acc = zero_one()
         for k in range(cols):
-            rows = simd.load_rows(w, (g * cols + k) * 16, cols * 16, (last * cols + k) * 16, acc)
+            at, end = (g * cols + k) * 16, (last * cols + k) * 16
+            simd.ask_rows(w, at + ahead, cols * 16, end + ahead, acc)
+            rows = simd.load_rows(w, at, cols * 16, end, acc)
             acc = simd.fma(acc, rows, simd.splat(x[0, k]))
         simd.store_rows(out, column + 16 * g, 16, column + 16 * last, acc)
 

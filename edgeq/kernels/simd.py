@@ -430,6 +430,19 @@ def load_rows(typing, array, index, stride, last, like):
 
 
 @intrinsic
+def ask_rows(typing, array, index, stride, last, like):
+    """Ask for the cache lines where rows begin that `load_rows` will load; the array may end before."""
+
+    def code(context, builder, sig, args):
+        base = _data(context, builder, array, args[0])
+        for at in _strided(context, builder, sig.args[1:4], args[1:4], like, array.dtype.bitwidth // 8):
+            _prefetch(builder, base, at)
+        return context.get_dummy_value()
+
+    return types.void(array, index, stride, last, like), code
+
+
+@intrinsic
 def store_rows(typing, array, index, stride, last, tile):
     """Store what `load_rows` loads; array float32. Rows past `last` must equal the one there."""
 
