@@ -42,8 +42,8 @@ from ..grid import Grid
 from ..tensor import Tensor
 
 ROWS, RUN, QUADS = 16, 32, 8
-# bytes of a run; low bits of a code go to the smallest plane
-PLANE_BYTES = {"p1": 64, "p2": 128, "p4": 256, "t4": 256, "p8": 512}
+# bytes of a run; low bits of a code go to the largest plane, where half of them lie in place
+PLANE_BYTES = {"p8": 512, "t4": 256, "p4": 256, "p2": 128, "p1": 64}
 FLOATS = {"f32": "<f4", "f16": "<f2", "bf16": "<u2"}
 PANEL = 256  # rows unpacked together while preparing: bounds the scratch memory
 

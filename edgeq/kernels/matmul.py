@@ -22,6 +22,7 @@ from .simd import (
     _constant,
     _data,
     _dot4,
+    _field,
     _fma,
     _keep,
     _load,
@@ -141,12 +142,13 @@ class Record:
         return out
 
     def prefetch(self, builder, bases, records, record, run):
-        """Ask for what this run's bytes are to each group, AHEAD bytes further on; past its end, the group
-        goes on where the tile's next one, `groups` groups later, begins.
+        """Ask for what this run's bytes are to each group, AHEAD bytes further on, but no less than a record,
+        for its planes are read side by side; past its end, the group goes on where the tile's next one,
+        `groups` groups later, begins.
         """
         step = self.size // self.runs
         row = builder.mul(records, I64(self.size))
-        in_record = builder.add(builder.mul(run, I64(step)), I64(AHEAD))
+        in_record = builder.add(builder.mul(run, I64(step)), I64(max(AHEAD, self.size)))
         in_row = builder.add(builder.mul(record, I64(self.size)), in_record)
         past = builder.icmp_signed(">=", in_row, row)
         jump = builder.select(past, builder.mul(row, I64(self.groups - 1)), I64(0))
@@ -169,13 +171,8 @@ class Record:
             bits, vectors = int(name[1]), PLANE_BYTES[name] // 64
             at = builder.add(builder.mul(run, I64(PLANE_BYTES[name])), I64(64 * (quad % vectors)))
             part = _load(builder, builder.gep(base, [I64(self.fields[name][0])]), at, v64)
-            move = bits * (quad // vectors)
-            if move > shift:
-                part = builder.lshr(part, _constant(v64, move - shift))
-            elif move < shift:
-                part = builder.shl(part, _constant(v64, shift - move))
             if bits < 8:
-                part = builder.and_(part, _constant(v64, ((1 << bits) - 1) << shift))
+                part = _field(builder, part, bits * (quad // vectors), shift, bits)
             code = part if code is None else builder.or_(code, part)
             shift += bits
         return _lookup(builder, table, code) if "t4" in self.planes else code

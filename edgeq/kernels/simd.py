@@ -19,6 +19,7 @@ from . import host
 
 LANES = 16
 PATH = host.path()
+FEATURES = host.features()
 # what a byte of a wide plane stands for on this path: see `_dot4`
 WIDE_BIAS = 128 if "vnni" in PATH.name else 0
 
@@ -237,6 +238,24 @@ def _dot4(builder, acc, w, x, wide, path=PATH):
         a, b = (builder.sext(_shuffle(builder, v, v, pick), acc.type) for v in (w, x))
         acc = builder.add(acc, builder.mul(a, b))
     return acc
+
+
+def _field(builder, v, start, to, count):
+    """v <64 x i8> with `count` bits of every byte, from bit `start` on, moved to bit `to`, the others zero.
+
+    One instruction with GFNI, a product with a matrix of bits, of which LLVM makes two.
+    """
+    kept = _constant(v.type, ((1 << count) - 1) << to)
+    if start == to:
+        return builder.and_(v, kept)
+    if "gfni" in FEATURES and PATH.bits in (256, 512):
+        rows = [1 << (bit - to + start) if to <= bit < to + count else 0 for bit in range(8)]
+        matrix = ir.Constant(v.type, rows[::-1] * (v.type.count // 8))
+        name = f"llvm.x86.vgf2p8affineqb.{PATH.bits}"
+        product = lambda v, matrix: _call(builder, name, v.type, v, matrix, I8(0))  # noqa: E731
+        return _by_pieces(builder, PATH.bits, product, v, matrix)
+    move = builder.lshr if start > to else builder.shl
+    return builder.and_(move(v, _constant(v.type, abs(start - to))), kept)
 
 
 def _lookup(builder, table, codes):
