@@ -2,7 +2,8 @@
 
     W' = decode(encode(W))     dW = dW'         (straight through, arXiv 1308.3432)
 
-by a format's own fit, encode and decode, so what is trained is what `exported` gives, to the bit. Options:
+by a format's own fit, encode and decode, or by kernels that do the same to the bit, so what is trained is what
+`exported` gives. Options:
 
     mean           ternary scales that are the mean magnitude of a group, as in BitNet b1.58 (arXiv
                    2402.17764), also for formats whose own fit covers the largest weight
@@ -21,6 +22,7 @@ import numpy as np
 
 from .. import formats
 from ..grid import Grid, decode, encode, inverse
+from ..kernels.encode import choose as nearest
 from ..tensor import Tensor
 from . import tape
 from .backend import Network, Trained
@@ -81,7 +83,10 @@ class Fake:
         """What the file's tensor decodes to."""
         w = self.weights[i]
         if not self.steps:
-            return tape.straight_through(w, formats.dequantize(self.encoded(i)))
+            codes, grid = self.choose(formats.get(self.format), tape.value(w), None)
+            if grid is None:  # floats, which are rounded as they are packed
+                return tape.straight_through(w, formats.dequantize(self.encoded(i)))
+            return tape.straight_through(w, decode(codes, grid).reshape(w.shape))
         grid = self.grid(i)
         return learned_step(w, self.steps[i], decode(encode(tape.value(w), grid), grid), grid.levels)
 
@@ -117,7 +122,7 @@ def attach(
     network: Network,
     format: str,
     *,
-    choose: Choose = formats.choose,
+    choose: Choose = nearest,
     steps: bool = False,
     activations: bool = False,
 ) -> dict[str, Var]:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from .. import catalog, files, formats, tokenizer
 from ..errors import EdgeqError
+from ..kernels.encode import choose
 from . import adapter, data, lora, merge, picture, qat
 from .backend import Network
 from .loop import Loop, Options, Point, Progress, checkpoints, likelihood
@@ -127,7 +128,7 @@ def train_quantized(
         meta, tensors, path, trained=lambda name: name.startswith("blk."), again=again, progress=progress
     )
     learned = network.parameters | qat.attach(
-        network, format, choose=qat.mean if mean else formats.choose, steps=lsq, activations=activations
+        network, format, choose=qat.mean if mean else choose, steps=lsq, activations=activations
     )
     teacher = qat.Teacher(Network(meta, tensors, path)) if distill else None
 
