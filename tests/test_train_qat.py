@@ -66,6 +66,13 @@ def _hf_names():
     return files.read(GOLDEN / "mistral")[1]
 
 
+@pytest.mark.parametrize("format", [n for n in formats.names() if hasattr(formats.get(n), "pack")])
+def test_what_computes_is_what_is_packed(format):
+    w = RNG.normal(size=(4, 512)).astype(np.float32)
+    fake = qat.Fake([Var(w)], format, qat.nearest, False)
+    assert np.array_equal(tape.value(fake.decoded(0)), formats.dequantize(fake.encoded(0)))
+
+
 def test_gradients_pass_the_rounding_unchanged():
     w = Var(RNG.standard_normal((4, 32)).astype("f4"))
     fake = qat.Fake([w], "q4_0", formats.choose, False)
