@@ -34,7 +34,7 @@ from ..tensor import Tensor
 from . import elementwise, lanes, pool, scratch, simd
 from .jit import kernel
 from .lanes import ROWS
-from .matmul import TOKENS, share, unit_count, zero_many
+from .matmul import TOKENS, share, unit_count
 from .simd import (
     F16,
     F32,
@@ -60,7 +60,7 @@ EIGHT = 8
 CACHED = 16  # entries whose tables are in the nearest cache at a time
 FEW = 8  # tokens that are taken one by one
 SPAN = 8  # vectors of a table that are made together
-zero_span, zero_eight = simd.make_zero(SPAN), simd.make_zero(ROWS // 2)
+zero_span, zero_eight, zero_tokens = (simd.make_zero(n) for n in (SPAN, ROWS // 2, TOKENS))
 
 
 class Prepared(NamedTuple):
@@ -319,11 +319,14 @@ def multiply_unit(unit, units, codes, scale, books, places, x, rows, panel, out,
         for k in range(cols):
             for r in range(ROWS):
                 panel[unit, k, r] = rows[unit, r, k] * scale[ROWS * g + r]
-        for t in range(0, out.shape[0], TOKENS):
-            acc = zero_many()
+        for t in range(0, out.shape[0], 2 * TOKENS):
+            other = min(t + TOKENS, out.shape[0] - TOKENS)  # a second tile, or the same or some of it again
+            a, b = zero_tokens(), zero_tokens()
             for k in range(cols):
-                acc = simd.outer(acc, simd.load(panel, (unit * cols + k) * ROWS), x, t * cols + k, cols)
-            simd.store(out, t * out.shape[1] + column + ROWS * g, out.shape[1], acc)
+                w = simd.load(panel, (unit * cols + k) * ROWS)
+                a, b = simd.outer(a, w, x, t * cols + k, cols), simd.outer(b, w, x, other * cols + k, cols)
+            simd.store(out, t * out.shape[1] + column + ROWS * g, out.shape[1], a)
+            simd.store(out, other * out.shape[1] + column + ROWS * g, out.shape[1], b)
 
 
 @kernel()

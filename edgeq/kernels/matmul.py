@@ -32,14 +32,17 @@ from .simd import (
     _splat,
 )
 
-TOKENS = simd.PATH.tokens
+# A product of several tokens takes four of them and two groups of rows at a time, where there are registers
+# enough: few tokens leave little of a tile empty, and each activation serves twice.
+TOKENS = min(4, simd.PATH.tokens)
+GROUPS = simd.PATH.tokens // TOKENS
 # A product of one token waits for memory, so it reads that many groups of rows side by side, and asks for
 # each of them that many bytes ahead: a core that reads one run of memory gets half of what it gets from
 # several.
-STREAMS = 4 if TOKENS > 4 else 2
+STREAMS = 4 if simd.PATH.tokens > 4 else 2
 AHEAD = 1280
 zero_one = simd.make_zero(STREAMS)
-zero_many = simd.make_zero(TOKENS)
+zero_many, zero_groups = simd.make_zero(TOKENS, GROUPS), simd.make_zero(GROUPS)
 
 
 def _make_add_run(groups, tokens):
@@ -47,7 +50,7 @@ def _make_add_run(groups, tokens):
 
     @intrinsic
     def add_run(typing, acc, w, group, last, record, run, table, codes, scale, sums, tile):
-        """Add the products of a run of 32 columns to acc: vector i * tokens + t is of group i and token t.
+        """Add the products of a run of 32 columns to acc: vector t * groups + i is of group i and token t.
 
         w: array of records, of which w[group, record] and the same of the next groups are used, but none
         after group `last`, whose products stand for those that are not there; run: of the record; codes (n,
@@ -111,7 +114,7 @@ class Record:
             sums_here = [half * width + 4 * t for t in range(self.tokens)]
             if "offset" not in self.fields:
                 starts = [_splat(builder, _load(builder, sums, at, I32)) for at in sums_here]
-            low = starts * self.groups
+            low = [start for start in starts for _ in range(self.groups)]
             high = [_constant(i32, 0)] * len(low)
             for quad in range(8 // self.halves * half, 8 // self.halves * (half + 1)):
                 for i, base in enumerate(bases):
@@ -120,7 +123,7 @@ class Record:
                         for t in range(self.tokens):
                             at = (plane * 8 + quad) * width + 4 * t
                             x = builder.bitcast(_splat(builder, _load(builder, codes, at, I32)), v64)
-                            n = i * self.tokens + t
+                            n = t * self.groups + i
                             dots[n] = _dot4(builder, dots[n], operand, x, self.wide)
                 low = _keep(builder, low)
             if self.fine:
@@ -131,12 +134,12 @@ class Record:
             for i, base in enumerate(bases):
                 d = self.numbers(builder, base, "scale", of_scale)
                 for t in range(self.tokens):
-                    n = i * self.tokens + t
+                    n = t * self.groups + i
                     out[n] = _fma(builder, out[n], builder.sitofp(low[n], f32), builder.fmul(d, steps[t]))
                 if "offset" in self.fields:
                     o = self.numbers(builder, base, "offset", of_scale)
                     for t, at in enumerate(sums_here):
-                        n = i * self.tokens + t
+                        n = t * self.groups + i
                         x = _splat(builder, _load(builder, sums, at, F32))
                         out[n] = _fma(builder, out[n], o, x)
         return out
@@ -191,7 +194,7 @@ class Record:
 
 
 add_run_one = _make_add_run(STREAMS, 1)
-add_run_many = _make_add_run(1, TOKENS)
+add_run_many = _make_add_run(GROUPS, TOKENS)
 
 
 # What a thread takes at a time: a run of memory long enough for the processor to fetch ahead (a quarter of
@@ -252,14 +255,15 @@ def one(state, w, runs, table, zero, x, given, shift, codes, scale, sums, out, c
 @njit(nogil=True)
 def many_unit(unit, units, w, runs, table, codes, scale, sums, out, column):
     """The rows of a unit, for all tokens."""
-    first, stop = share(unit, units, w.shape[0])
-    for g in range(first, stop):
+    first, stop = share(unit, units, -(-w.shape[0] // GROUPS))
+    last, width = w.shape[0] - 1, out.shape[1]
+    for g in range(GROUPS * first, GROUPS * stop, GROUPS):
         for tile in range(out.shape[0] // TOKENS):
             acc = zero_many()
             for r in range(w.shape[1]):
                 for run in range(runs):
-                    acc = add_run_many(acc, w, g, g, r, run, table, codes, scale, sums, tile)
-            simd.store(out, tile * TOKENS * out.shape[1] + column + 16 * g, out.shape[1], acc)
+                    acc = add_run_many(acc, w, g, last, r, run, table, codes, scale, sums, tile)
+            simd.store_tile(out, tile * TOKENS * width + column + 16 * g, width, 16 * (last - g), acc)
 
 
 @kernel()
@@ -267,7 +271,7 @@ def many(state, w, runs, table, zero, x, given, shift, codes, scale, sums, out, 
     """out[:n, column:] = x Wᵀ for n tokens; codes, scale, sums and out have whole tiles of TOKENS rows."""
     job = pool.job(quantize_tokens, (x, codes, scale, sums, zero, given, shift))
     pool.run(state, out.shape[0] // TOKENS, job)
-    units = unit_count(state, w, w.shape[0])
+    units = unit_count(state, w, -(-w.shape[0] // GROUPS))
     job = pool.job(many_unit, (units, w, runs, table, codes, scale, sums, out, column))
     pool.run(state, units, job)
 
@@ -299,18 +303,20 @@ def one_float(state, w, x, out, column):
 @njit(nogil=True)
 def many_float_unit(unit, units, w, x, out, column):
     """The rows of a unit, for all tokens."""
-    cols = w.shape[1]
-    first, stop = share(unit, units, w.shape[0])
-    for g in range(first, stop):
+    cols, last, width = w.shape[1], w.shape[0] - 1, out.shape[1]
+    first, stop = share(unit, units, -(-w.shape[0] // GROUPS))
+    for g in range(GROUPS * first, GROUPS * stop, GROUPS):
         for t in range(0, out.shape[0], TOKENS):
             acc = zero_many()
             for k in range(cols):
-                acc = simd.outer(acc, simd.load(w, (g * cols + k) * 16), x, t * cols + k, cols)
-            simd.store(out, t * out.shape[1] + column + 16 * g, out.shape[1], acc)
+                at, end = (g * cols + k) * 16, (last * cols + k) * 16
+                rows = simd.load_rows(w, at, cols * 16, end, zero_groups())
+                acc = simd.outer(acc, rows, x, t * cols + k, cols)
+            simd.store_tile(out, t * width + column + 16 * g, width, 16 * (last - g), acc)
 
 
 @kernel()
 def many_float(state, w, x, out, column):
     """out[:, column:] = x Wᵀ; x and out have whole tiles of TOKENS rows."""
-    units = unit_count(state, w, w.shape[0])
+    units = unit_count(state, w, -(-w.shape[0] // GROUPS))
     pool.run(state, units, pool.job(many_float_unit, (units, w, x, out, column)))

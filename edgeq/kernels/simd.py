@@ -408,6 +408,27 @@ def store(typing, array, index, stride, tile):
 
 
 @intrinsic
+def store_tile(typing, array, index, stride, last, tile):
+    """What `store` does, with no column further than `last` numbers behind the first: those that would be
+    must equal the one there.
+    """
+
+    def code(context, builder, sig, args):
+        base = _data(context, builder, array, args[0])
+        index, stride, last = (context.cast(builder, args[i], sig.args[i], types.intp) for i in (1, 2, 3))
+        for i, v in enumerate(_vectors(builder, args[4])):
+            r, c = divmod(i, tile.cols)
+            across = I64(LANES * c)
+            if c:
+                across = builder.select(builder.icmp_signed("<", across, last), across, last)
+            at = builder.add(index, builder.add(builder.mul(stride, I64(r)), across))
+            _store(builder, base, builder.mul(at, I64(4)), v)
+        return context.get_dummy_value()
+
+    return types.void(array, index, stride, last, tile), code
+
+
+@intrinsic
 def store_one(typing, array, index, value):
     """A float32 into one element of a contiguous array of float32, or float16 as int16."""
 
