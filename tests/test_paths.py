@@ -20,7 +20,7 @@ FORCED = {
         "+avx512f,+avx512bw,+avx512vl,+avx512dq,+avx512vnni,+avx512bf16,+amx-tile,+amx-bf16,+avx2,+fma,+f16c",
     ),
     "avx512-vnni": ("icelake-server", "+avx512f,+avx512bw,+avx512vl,+avx512dq,+avx512vnni,+avx2,+fma,+f16c"),
-    "avx-vnni": ("alderlake", "+avx2,+avxvnni,+fma,+f16c"),
+    "avx-vnni": ("alderlake", "+avx2,+avxvnni,+fma,+f16c,+gfni"),
     "avx2": ("haswell", "+avx2,+fma,+f16c"),
     "plain": ("x86-64", "+sse2"),
 }
