@@ -7,6 +7,7 @@ from folders import GOLDEN, complete
 
 from edgeq import arch, cli, files, formats, tokenizer
 from edgeq.arch import huggingface
+from edgeq.inputs import Inputs
 from edgeq.train import data, qat, run, tape
 from edgeq.train.backend import Network
 from edgeq.train.data import Batch, Example, Order
@@ -165,5 +166,26 @@ def test_from_files_to_a_file(tmp_path):
     ids = ids_of("llama")
     trained = tape.value(network.head(network.hidden(ids[None])))
     np.testing.assert_allclose(model(ids, model.new_cache(48), "all"), trained, atol=1e-3, rtol=0)
-    with pytest.raises(ValueError, match="no type for ternary"):
-        run.train_quantized(folder, "ternary", text, tmp_path / "other")
+    with pytest.raises(ValueError, match="nf4 is neither a type of GGUF's nor one of i8"):
+        run.train_quantized(folder, "nf4", text, tmp_path / "other")
+
+
+@pytest.mark.parametrize("format", run.INTEGERS)
+def test_from_files_to_a_folder_of_integers(format, tmp_path):
+    folder, text, out = complete("llama", tmp_path / "llama"), tmp_path / "data.txt", tmp_path / "out"
+    text.write_text("the the 12 " * 60)
+    how = dict(activations=True, length=40, steps=3, rate=0.01)
+    assert run.train_quantized(folder, format, text, out, **how).path == out / "model"
+    network = Network(*files.read(folder), folder, trained=layers)
+    qat.attach(network, format, activations=True)
+    order = Order(data.read(text, tokenizer.load(folder), None, 40), 1, 0)
+    assert Loop(network, network.parameters, order, Options(steps=3, rate=0.01), out).resume()
+    ids = ids_of("llama")
+    trained = tape.value(network.head(network.hidden(ids[None])))
+    meta, tensors = files.read(out / "model")
+    assert {t.inputs for t in tensors.values() if t.parts} == {Inputs("token")}
+    for backend in ("numpy", "numba"):
+        model = arch.load(meta, tensors, backend=backend, cache_types=("f32", "f32"))
+        error = model(ids, model.new_cache(48), "all") - trained
+        assert np.linalg.norm(error) < 0.01 * np.linalg.norm(trained)  # a few inputs get the next code
+    run.train_quantized(folder, format, text, out, resume=True, **how)  # nothing is left to do

@@ -103,7 +103,7 @@ def train_lora(
             **{key: value for key, value in given.items() if key not in pick(given, ADAPTER)},
         )
     note_curve(outcome.curve)
-    click.echo(outcome.folder)
+    click.echo(outcome.path)
 
 
 @command.command(
@@ -122,9 +122,10 @@ def train_lora(
 def train_qat(
     model: str, format: str, data: Path, folder: Path, chat_template_file: Path | None, **given: Any
 ) -> None:
-    """Train the layers of MODEL for TYPE, such as q8_0, q4_0 or tq2_0.
+    """Train the layers of MODEL for TYPE, such as q8_0, q4_0 or tq2_0, or i8, i4, ternary or binary.
 
-    The data are as for `edgeq train lora`. DIR gets model.gguf, loss.csv, loss.png and checkpoints.
+    The data are as for `edgeq train lora`. DIR gets model.gguf, or for the last four a Hugging Face folder
+    model, and loss.csv, loss.png and checkpoints.
     """
     from ..train.run import train_quantized
 
@@ -134,7 +135,7 @@ def train_qat(
             model, format.lower(), data, folder, chat_template=template, progress=report, **given
         )
     note_curve(outcome.curve)
-    click.echo(outcome.folder / "model.gguf")
+    click.echo(outcome.path)
 
 
 def note_curve(curve: "list[Point]") -> None:

@@ -89,12 +89,12 @@ def few_values(
     if not feedback:
         for tensor, w in integers.matrices(plan):
             grid = target.fit(_grouped(tensor.name, w, target), None)
-            made[tensor.name] = _stored(tensor.name, encode(w, grid), grid)
+            made[tensor.name] = as_two_bits(tensor.name, encode(w, grid), grid)
         return layerwise.put(plan, made)
     for linear, inputs in layerwise.inputs_of(plan, calibration, progress):
         for name, w in linear.parts():
             codes, grid = gptq(_grouped(name, w, target), inputs.hessian, target, damp=damp, order="groups")
-            made[name] = _stored(name, codes, grid)
+            made[name] = as_two_bits(name, codes, grid)
             decoded = formats.dequantize(made[name])
             if found:
                 found(name, error(w, decoded, inputs.hessian))
@@ -112,7 +112,7 @@ def _grouped(name: str, w: np.ndarray, target: Target) -> np.ndarray:
     return w
 
 
-def _stored(name: str, codes: np.ndarray, grid: Grid) -> Tensor:
+def as_two_bits(name: str, codes: np.ndarray, grid: Grid) -> Tensor:
     """Integers of 2 bits that stand for the same: -1, 0 and 1 are three of their four values."""
     to = uniform.grid_of(2, grid.scale if grid.offset is None else -grid.offset, None)
     return formats.pack("i2", encode(decode(codes, grid), to), to)._replace(name=name)

@@ -2,7 +2,7 @@
 
     W' = decode(encode(W))     dW = dW'         (straight through, arXiv 1308.3432)
 
-by a format's own fit, encode and decode, or by kernels that do the same to the bit, so what is trained is what
+by a format's own fit, encode and decode, or kernels that do the same to the bit, so what is trained is what
 `exported` gives. Options:
 
     mean           ternary scales that are the mean magnitude of a group, as in BitNet b1.58 (arXiv
@@ -22,7 +22,9 @@ import numpy as np
 
 from .. import formats
 from ..grid import Grid, decode, encode, inverse
+from ..inputs import Inputs
 from ..kernels.encode import choose as nearest
+from ..quantizers.ternary import as_two_bits
 from ..tensor import Tensor
 from . import tape
 from .backend import Network, Trained
@@ -151,6 +153,17 @@ def exported(network: Network) -> dict[str, Tensor]:
         if isinstance(linear.base, Fake):
             made |= {n: linear.base.encoded(i)._replace(name=n) for i, n in enumerate(linear.names)}
     return made
+
+
+def as_integers(tensor: Tensor, *, activations: bool) -> Tensor:
+    """An exported tensor as a folder holds it: ternary and binary weights as integers of 2 bits, which lose
+    nothing, and a word on inputs where they were rounded.
+    """
+    if tensor.format in ("ternary", "binary"):
+        codes, grid = formats.unpack(tensor)
+        assert grid is not None
+        tensor = as_two_bits(tensor.name, codes, grid)
+    return tensor._replace(inputs=Inputs("token")) if activations and tensor.parts else tensor
 
 
 class Teacher:

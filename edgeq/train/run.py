@@ -1,6 +1,7 @@
 """Training an adapter for a model, or the model itself for a format: from names of files to files."""
 
 import os
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,12 +15,13 @@ from .loop import Loop, Options, Point, Progress, checkpoints, likelihood
 from .lora import Settings
 
 DEFAULT = Settings()
+INTEGERS = ("i8", "i4", "i3", "i2", "ternary", "binary")  # which a folder holds, with a scale a row
 
 
 class Outcome(NamedTuple):
-    """What became of a run: the folder with the adapter, and a Point for each step."""
+    """What became of a run: the folder with the adapter, or the model, and a Point for each step."""
 
-    folder: Path
+    path: Path
     curve: list[Point]
 
 
@@ -106,19 +108,21 @@ def train_quantized(
     progress: Progress | None = None,
     **options: Any,
 ) -> Outcome:
-    """Train the layers of a model for the format that they will be stored in; writes FOLDER/model.gguf.
+    """Train the layers of a model for the format that they will be stored in; writes FOLDER/model.gguf, or a
+    Hugging Face folder FOLDER/model for integers, of which GGUF has no type.
 
     Parameters
     ----------
     model, data_file, length, epochs, steps, again, resume, chat_template, progress, options : as in
         `train_lora`.
-    format : of the layers' matrices, such as "q4_0" or "tq2_0".
+    format : of the layers' matrices, such as "q4_0" or "tq2_0"; "ternary" and "binary", with a scale a row,
+        are written as integers of 2 bits.
     folder : for the model, the curve of losses, and checkpoints.
     mean, lsq, activations : see `qat`: scales that are mean magnitudes, scales that learn, inputs of 8 bits.
     distill : learn what the model said before, instead of the text.
     """
-    if formats.get(format).GGML is None or formats.parts(formats.get(format)):
-        raise ValueError(f"GGUF files have no type for {format}")
+    if not (integers := format in INTEGERS) and formats.get(format).GGML is None:
+        raise ValueError(f"{format} is neither a type of GGUF's nor one of {', '.join(INTEGERS)}")
     path, folder = catalog.resolve(model, progress), Path(folder)
     meta, tensors = files.read(path)
     order, chosen = _prepared(path, meta, Path(data_file), chat_template, length, epochs, steps, options)
@@ -141,8 +145,12 @@ def train_quantized(
     if resume:
         loop.resume()
     loop.run(progress, lambda: write_curve(loop))
-    merge.write(path, qat.exported(network), {}, folder / "model.gguf", progress=progress)
-    return Outcome(folder, loop.curve)
+    made, out = qat.exported(network), folder / ("model" if integers else "model.gguf")
+    if integers:
+        made = {name: qat.as_integers(t, activations=activations) for name, t in made.items()}
+        shutil.rmtree(out, ignore_errors=True)
+    merge.write(path, made, {}, out, progress=progress)
+    return Outcome(out, loop.curve)
 
 
 def write_curve(loop: Loop) -> None:
