@@ -4,7 +4,7 @@
     python tools/bench_quality.py REFERENCE TEXT WORK [--imatrix FILE] [--chunks 40] [--types q4_k_m ...]
         [--methods gptq awq+gptq ... --calibration FILE [--pieces 128] [--option NAME=VALUE ...]]
 
-REFERENCE is a model in f16 (shared/tools/make_reference.py makes it of SmolLM2), TEXT is wiki.test.raw. With
+REFERENCE is a model in f16 (tools/make_reference.py makes one of SmolLM2), TEXT is wiki.test.raw. With
 an importance matrix (edgeq imatrix -m REFERENCE -f c4.txt --chunks 100) each type is measured with it, too,
 and with each method that is named, which looks at so many pieces of the text for calibration.
 Prints a Markdown table; seconds are processor time, and memory the peak so far. WORK keeps the reference's

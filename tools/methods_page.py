@@ -3,7 +3,7 @@
 
     python tools/methods_page.py REFERENCE CALIBRATION OTHER [--layer blk.15.ffn_down] [--chunks 16]
 
-REFERENCE is a model in f16 (shared/tools/make_reference.py makes it of SmolLM2), CALIBRATION a text that the
+REFERENCE is a model in f16 (tools/make_reference.py makes one of SmolLM2), CALIBRATION a text that the
 methods look at (c4.txt), OTHER one that none of them has seen (wiki.test.raw). Writes the numbers into
 edgeq/quantizers/README.md, between its marks, and the picture beside it.
 """

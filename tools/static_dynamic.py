@@ -4,7 +4,7 @@ scale, and by observer.
 
     python tools/static_dynamic.py REFERENCE CALIBRATION TEXT [--chunks 8] [--read 16] [--speed]
 
-REFERENCE is a model in f16 (shared/tools/make_reference.py makes it of SmolLM2), CALIBRATION is c4.txt, of
+REFERENCE is a model in f16 (tools/make_reference.py makes one of SmolLM2), CALIBRATION is c4.txt, of
 which --read chunks of 512 tokens are observed, TEXT is wiki.test.raw, of which --chunks are predicted as
 llama-perplexity does. Prints a Markdown table of perplexity and KL divergence from the reference; with
 --speed one of tokens a second, the best of several turns in which all take part.
