@@ -5,7 +5,7 @@ import pytest
 from click.testing import CliRunner
 from folders import GOLDEN, complete
 
-from edgeq import arch, cli, files, formats, tokenizer
+from edgeq import EdgeqError, arch, cli, files, formats, quantizers, tokenizer
 from edgeq.arch import huggingface
 from edgeq.inputs import Inputs
 from edgeq.train import data, qat, run, tape
@@ -168,6 +168,8 @@ def test_from_files_to_a_file(tmp_path):
     np.testing.assert_allclose(model(ids, model.new_cache(48), "all"), trained, atol=1e-3, rtol=0)
     with pytest.raises(ValueError, match="nf4 is neither a type of GGUF's nor one of i8"):
         run.train_quantized(folder, "nf4", text, tmp_path / "other")
+    with pytest.raises(ValueError, match="are for ternary types, not for q4_0"):
+        run.train_quantized(folder, "q4_0", text, tmp_path / "other", mean=True)
 
 
 @pytest.mark.parametrize("format", run.INTEGERS)
@@ -189,3 +191,22 @@ def test_from_files_to_a_folder_of_integers(format, tmp_path):
         error = model(ids, model.new_cache(48), "all") - trained
         assert np.linalg.norm(error) < 0.01 * np.linalg.norm(trained)  # a few inputs get the next code
     run.train_quantized(folder, format, text, out, resume=True, **how)  # nothing is left to do
+
+
+def test_what_is_quantized_beside_integers_becomes_floats(tmp_path):
+    source, text = tmp_path / "model.gguf", tmp_path / "data.txt"
+    quantizers.quantize(complete("llama", tmp_path / "llama"), source, "q8_0")
+    text.write_text("the the 12 " * 60)
+    made = run.train_quantized(source, "ternary", text, tmp_path / "out", length=40, steps=1).path
+    before, after = files.read(source)[1]["token_embd.weight"], files.read(made)[1]
+    embedding = after["model.embed_tokens.weight"]
+    assert (before.format, embedding.format) == ("q8_0", "f16")
+    np.testing.assert_allclose(formats.dequantize(embedding), formats.dequantize(before), rtol=2**-11)
+
+
+def test_columns_that_no_folder_takes_are_refused_at_once(stories260k, tmp_path):
+    text = tmp_path / "data.txt"
+    text.write_text("Once upon a time " * 60)
+    with pytest.raises(EdgeqError, match="ffn_down.weight has 172 columns, and folders take multiples of 32"):
+        run.train_quantized(stories260k, "i4", text, tmp_path / "out", length=40)
+    assert not list((tmp_path / "out").iterdir())

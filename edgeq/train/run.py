@@ -6,9 +6,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .. import catalog, files, formats, tokenizer
+import numpy as np
+
+from .. import arch, catalog, files, formats, tokenizer
 from ..errors import EdgeqError
 from ..kernels.encode import choose
+from ..quantizers.mix import FLOATS
+from ..tensor import Tensor
 from . import adapter, data, lora, merge, picture, qat
 from .backend import Network
 from .loop import Loop, Options, Point, Progress, checkpoints, likelihood
@@ -123,6 +127,8 @@ def train_quantized(
     """
     if not (integers := format in INTEGERS) and formats.get(format).GGML is None:
         raise ValueError(f"{format} is neither a type of GGUF's nor one of {', '.join(INTEGERS)}")
+    if mean and format not in ("ternary", "tq1_0", "tq2_0"):
+        raise ValueError(f"scales that are mean magnitudes are for ternary types, not for {format}")
     path, folder = catalog.resolve(model, progress), Path(folder)
     meta, tensors = files.read(path)
     order, chosen = _prepared(path, meta, Path(data_file), chat_template, length, epochs, steps, options)
@@ -131,6 +137,9 @@ def train_quantized(
     network = Network(
         meta, tensors, path, trained=lambda name: name.startswith("blk."), again=again, progress=progress
     )
+    for linear in network.linears():
+        if integers and linear.cols % 32:
+            raise EdgeqError(f"{linear.names[0]} has {linear.cols} columns, and folders take multiples of 32")
     learned = network.parameters | qat.attach(
         network, format, choose=qat.mean if mean else choose, steps=lsq, activations=activations
     )
@@ -148,9 +157,17 @@ def train_quantized(
     made, out = qat.exported(network), folder / ("model" if integers else "model.gguf")
     if integers:
         made = {name: qat.as_integers(t, activations=activations) for name, t in made.items()}
+        others = arch.identify(meta, tensors, path)[2].items()
+        made |= {name: _half(t) for name, t in others if name not in made and t.format not in FLOATS}
         shutil.rmtree(out, ignore_errors=True)
     merge.write(path, made, {}, out, progress=progress)
     return Outcome(out, loop.curve)
+
+
+def _half(tensor: Tensor) -> Tensor:
+    """Quantized weights beside integers, which folders have as floats only."""
+    w = formats.dequantize(tensor).astype(np.float16)
+    return tensor._replace(format="f16", data=w.reshape(-1).view(np.uint8), parts={})
 
 
 def write_curve(loop: Loop) -> None:
