@@ -21,7 +21,6 @@ from pathlib import Path
 import numpy as np
 
 from edgeq import catalog, files, formats
-from edgeq.tensor import Tensor
 from edgeq.train import merge
 
 SEED, SPREAD = 20240918, 0.25  # factors are between exp(-SPREAD) and exp(SPREAD)
@@ -66,7 +65,7 @@ def main() -> None:
     for name, weights in w.items():
         half = weights.astype(np.float16)
         made[name] = (
-            Tensor(name, "f16", half.shape, half.reshape(-1).view(np.uint8))
+            formats.quantize("f16", half)._replace(name=name)
             if half.ndim > 1
             else merge.float_tensor(name, half)
         )

@@ -14,15 +14,13 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from numba import njit, types
-from numba.extending import intrinsic
+from numba import njit
 
 from . import pool, simd
 from .jit import kernel
 from .lanes import ROWS
 from .matmul import share
 from .pool import atomic_add, atomic_load, atomic_store, job, pause, run
-from .simd import I64, _data, _prefetch
 
 UNIT_BYTES = 1 << 14  # of a matrix, that a thread takes at a time
 AHEAD = 640  # weights that are asked for ahead of their use
@@ -67,25 +65,13 @@ def spans(b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.concatenate(kept), np.stack([ends - stop, first, stop], axis=1)
 
 
-@intrinsic
-def ask(typing, array, index):
-    """Ask for the cache line of the element at `index`, which need not exist."""
-    size = array.dtype.bitwidth // 8
-
-    def code(context, builder, sig, args):
-        at = builder.mul(context.cast(builder, args[1], sig.args[1], types.intp), I64(size))
-        _prefetch(builder, _data(context, builder, array, args[0]), at)
-        return context.get_dummy_value()
-
-    return types.void(array, index), code
-
-
 @njit(nogil=True)
 def add_columns(acc, w, at, h, first, stop):
     """acc + Σ w[at + k] h[k] for `first` <= k < `stop`; w (n, 16), h f32 (n,)."""
     rest = zero()
     for k in range(first, stop - 1, 2):
-        ask(w, 16 * (at + k) + AHEAD)
+        here = 16 * (at + k) + AHEAD
+        simd.ask_rows(w, here, 0, here, acc)
         acc = simd.fma(acc, simd.load(w, 16 * (at + k)), simd.splat(h[k]))
         rest = simd.fma(rest, simd.load(w, 16 * (at + k + 1)), simd.splat(h[k + 1]))
     if (stop - first) % 2:

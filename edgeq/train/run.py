@@ -6,11 +6,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from .. import arch, catalog, files, formats, tokenizer
 from ..errors import EdgeqError
-from ..kernels.encode import choose
+from ..kernels.encode import choose as nearest
 from ..quantizers.mix import FLOATS
 from ..tensor import Tensor
 from . import adapter, data, lora, merge, picture, qat
@@ -141,7 +139,7 @@ def train_quantized(
         if integers and linear.cols % 32:
             raise EdgeqError(f"{linear.names[0]} has {linear.cols} columns, and folders take multiples of 32")
     learned = network.parameters | qat.attach(
-        network, format, choose=qat.mean if mean else choose, steps=lsq, activations=activations
+        network, format, choose=qat.mean if mean else nearest, steps=lsq, activations=activations
     )
     teacher = qat.Teacher(Network(meta, tensors, path)) if distill else None
 
@@ -155,19 +153,15 @@ def train_quantized(
         loop.resume()
     loop.run(progress, lambda: write_curve(loop))
     made, out = qat.exported(network), folder / ("model" if integers else "model.gguf")
+    halves: dict[str, Tensor] = {}
     if integers:
         made = {name: qat.as_integers(t, activations=activations) for name, t in made.items()}
         others = arch.identify(meta, tensors, path)[2].items()
-        made |= {name: _half(t) for name, t in others if name not in made and t.format not in FLOATS}
+        # quantized weights beside integers, which folders have as floats only
+        halves = {name: t for name, t in others if name not in made and t.format not in FLOATS}
         shutil.rmtree(out, ignore_errors=True)
-    merge.write(path, made, {}, out, progress=progress)
+    merge.write(path, made | halves, dict.fromkeys(halves, "f16"), out, progress=progress)
     return Outcome(out, loop.curve)
-
-
-def _half(tensor: Tensor) -> Tensor:
-    """Quantized weights beside integers, which folders have as floats only."""
-    w = formats.dequantize(tensor).astype(np.float16)
-    return tensor._replace(format="f16", data=w.reshape(-1).view(np.uint8), parts={})
 
 
 def write_curve(loop: Loop) -> None:
